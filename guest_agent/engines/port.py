@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an enforcement engine offers the agent, and what it tells back.
+
+The agent thinks in workloads and tables; how a kernel is made to hold to them is an engine's own affair. This module is
+the whole of what the two sides know of each other, so that every test of the agent can run against the simulator and
+every kernel adapter stays thin.
+
+Rules every engine keeps:
+
+* ``register`` is atomic: when it returns, the workload is entirely in force; when it raises, nothing of it is left.
+* ``release`` is idempotent: releasing a workload the engine does not hold is no error. While it raises, the workload
+  counts as still in force.
+* What the engine holds survives the agent: ``registered`` of a fresh instance tells what the kernel still enforces.
+* A full event buffer loses events, which are counted in ``statistics``, and never a refusal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+Mode = Literal["sealed", "host"]
+EventVerdict = Literal["audit", "deny"]
+EventOperation = Literal[
+    "execute", "map", "read", "write", "gate", "mount", "namespace", "chroot", "ptrace", "signal", "bpf", "pin",
+    "connect", "module",
+]  # fmt: skip
+
+EVENT_OPERATIONS: Final[tuple[str, ...]] = (
+    "execute", "map", "read", "write", "gate", "mount", "namespace", "chroot", "ptrace", "signal", "bpf", "pin",
+    "connect", "module",
+)  # fmt: skip
+MAXIMUM_WORKLOAD_ID: Final = 0xFFFF_FFFF
+
+
+class EngineError(Exception):
+    """The engine could not do what was asked; nothing changed. The message names the cause and what to do next."""
+
+
+class EngineUnavailableError(EngineError):
+    """The kernel lacks what the engine needs; ``probe`` says what."""
+
+
+class SealError(EngineError):
+    """The kernel is sealed with another bundle than the one asked for; only a reboot changes that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Whether an engine can work on this machine. ``reason`` is one sentence for people; ``details`` is for scripts."""
+
+    available: bool
+    reason: str
+    details: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GateSettings:
+    """The positive list of what may execute without being a registered workload.
+
+    ``mode`` "sealed" gates everything outside the list; "host" gates nothing unregistered. All paths are absolute and
+    name existing files; cgroups are given as paths below the cgroup v2 mount ("/" is its root).
+    """
+
+    mode: Mode
+    managers: tuple[str, ...]  # container managers: what they start is gated until registered (/usr/bin/runc, …)
+    helpers: tuple[str, ...]  # files a manager may execute itself (the hook)
+    kernel_helpers: tuple[str, ...]  # what the kernel starts by itself (modprobe, …)
+    service_cgroups: tuple[str, ...]  # the service manager's own subtrees: "/init.scope", "/system.slice", …
+    agent_pid: int  # the agent, in the root pid namespace: the only one to change what is enforced
+
+
+@dataclass(frozen=True, slots=True)
+class EnforcedWorkload:
+    """One workload as the kernel is to know it.
+
+    ``workload_id`` is a u32 above 0, never used twice within a boot; ``cgroup_id`` is the inode number of the cgroup v2
+    directory; ``mount_namespace`` the inode number of the namespace; ``table`` the compiled rules and
+    ``table_digest`` what the agent knows them by (their fingerprint).
+    """
+
+    workload_id: int
+    container_id: str
+    cgroup_id: int
+    mount_namespace: int
+    table: bytes
+    table_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class KernelWorkload:
+    """One workload as the kernel holds it, read back to take it up after a restart of the agent."""
+
+    workload_id: int
+    cgroup_id: int
+    mount_namespace: int
+    container_id: str
+    table_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class KernelEvent:
+    """One decision the kernel took that is to be told.
+
+    ``timestamp_ns`` counts from CLOCK_BOOTTIME. ``workload_id`` is 0 for a task outside every registered workload (a
+    refusal of the gate). ``pid`` and ``parent_pid`` are numbers of the root pid namespace. ``detail`` is close to the
+    system call ("open", "unlink", "rename", …). ``path`` and ``other_path`` (the second name of a rename or link) are
+    kernel paths, relative to the root of the mount namespace; ``path_known`` is false when the path could not be told
+    and was denied for that.
+    """
+
+    timestamp_ns: int
+    workload_id: int
+    pid: int
+    parent_pid: int
+    uid: int
+    verdict: EventVerdict
+    operation: EventOperation
+    detail: str
+    path: str
+    other_path: str
+    source: str
+    command: str
+    owner: bool
+    path_known: bool
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """One kernel mechanism, or its simulator. Methods may be called from several threads unless they say otherwise."""
+
+    @property
+    def name(self) -> str:
+        """Short name for status and logs ("bpf_lsm")."""
+
+    def probe(self) -> Probe:
+        """Find out whether this kernel offers what the engine needs. Changes nothing and raises nothing."""
+
+    def sealed_digest(self) -> str | None:
+        """Return the SHA-256 (hex) of the bundle the kernel is sealed with; None when it is not sealed yet.
+
+        Raises EngineError when the kernel's state cannot be read: unknown is not "not sealed".
+        """
+
+    def seal(self, digest: str, gate: GateSettings) -> None:
+        """Put the gate in force and fix the bundle's digest until reboot; when it returns, both hold.
+
+        Sealing again with the same digest takes up what is there (and refreshes the gate's view of the agent and of
+        files that were replaced) without a gap. Raises SealError for another digest, EngineUnavailableError when the
+        kernel lacks something.
+        """
+
+    def register(self, workload: EnforcedWorkload) -> None:
+        """Put a workload in force. Raises EngineError with nothing left behind. Needs ``seal`` first."""
+
+    def release(self, workload_id: int) -> None:
+        """Let go of a workload. Idempotent; raises EngineError when the kernel would not."""
+
+    def registered(self) -> Sequence[KernelWorkload]:
+        """Tell what the kernel holds now, in the order of workload ids."""
+
+    def fileno(self) -> int:
+        """Descriptor that polls readable when events wait."""
+
+    def drain(self) -> Iterator[KernelEvent]:
+        """Take every event that waits, without blocking. Only one thread may drain at a time."""
+
+    def statistics(self) -> Mapping[str, int]:
+        """Counters since the engine was loaded: at least ``events`` and ``events_lost``."""
+
+    def close(self) -> None:
+        """Let go of this process's own descriptors. What is in force stays in force."""
