@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trust root -> verified bundle -> sealed. Pure: no I/O, no clock, no state beyond what is passed in."""
+
+from __future__ import annotations
+
+from guest_agent.trust.errors import (
+    MalformedBundle,
+    MalformedSeal,
+    MalformedSignature,
+    MalformedTrustRoot,
+    NameMismatch,
+    NothingVerified,
+    NotTheSealedBundle,
+    TrustError,
+    VerificationUnavailable,
+    VersionBelowFloor,
+    WrongSignature,
+)
+from guest_agent.trust.root import TrustedKey, TrustRoot
+from guest_agent.trust.verification import Stage, Trust, VerifiedBundle, verify
+
+__all__ = [
+    "MalformedBundle",
+    "MalformedSeal",
+    "MalformedSignature",
+    "MalformedTrustRoot",
+    "NameMismatch",
+    "NotTheSealedBundle",
+    "NothingVerified",
+    "Stage",
+    "Trust",
+    "TrustError",
+    "TrustRoot",
+    "TrustedKey",
+    "VerificationUnavailable",
+    "VerifiedBundle",
+    "VersionBelowFloor",
+    "WrongSignature",
+    "verify",
+]
