@@ -88,8 +88,9 @@ static void answer(int client, int directory, const char *log)
 	}
 	int fd = openat(directory, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 	if (fd < 0) {
-		fprintf(stderr, "secrets_service: %s: %s\n", name, strerror(errno));
-		reply_text(client, errno == ENOENT ? "404 Not Found" : "403 Forbidden", "cannot read it\n");
+		int error = errno;
+		fprintf(stderr, "secrets_service: %s: %s\n", name, strerror(error));
+		reply_text(client, error == ENOENT ? "404 Not Found" : "403 Forbidden", "cannot read it\n");
 		return;
 	}
 	ssize_t length = read(fd, body, sizeof body);
