@@ -162,8 +162,8 @@ class MountTable:
                 found.append(Mount(columns[_DEVICE], unescape(columns[_ROOT]), point))
         if not any(mount.point == "/" for mount in found):
             message = (
-                f"nothing is mounted at {root_path} in the mount namespace of the container's init, expected its root file "
-                "system; the bundle's root.path is not what the runtime uses, or the init is not where it should be"
+                f"nothing is mounted at {root_path} in the mount namespace of the container's init, expected its root "
+                "file system; the bundle's root.path is not what the runtime uses, or the init is not where it should be"
             )
             raise FactsError(message)
         return cls(tuple(found))
@@ -268,7 +268,7 @@ def _other_names(root: int, wanted: set[tuple[int, int]]) -> dict[tuple[int, int
             if budget < 0:
                 message = (
                     f"found more than {MAXIMUM_SEARCHED_ENTRIES} directory entries while searching for other names "
-                    f"of {len(wanted)} hard-linked files that rules limit, expected fewer; remove the links from the image"
+                    f"of {len(wanted)} hard-linked files that rules limit, expected fewer"
                 )
                 raise FactsError(message)
             path = f"{directory}/{entry.name}"
