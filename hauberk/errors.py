@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors that the library raises on purpose.
 
-One root, so that a caller can tell "Hauberk refuses this" from a defect. Each message says what was found, what was expected
+One root, so that a caller can tell "Hauberk refuses this" from a defect. Each message says what was found, what was
+expected
 and what to do next, because the person who reads it often has nothing but the message.
 """
 
@@ -21,14 +22,20 @@ class HauberkError(Exception):
 
 
 class FactsError(HauberkError):
-    """A fact about a workload's root file system could not be established; the workload must not be started on a guess."""
+    """A fact about a workload's root file system could not be established.
+
+    The workload must not be started on a guess.
+    """
 
     exit_code = 3
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
-    """One thing that is wrong with a policy, and where. Lines and columns count from 1; 0 means "the file as a whole"."""
+    """One thing that is wrong with a policy, and where.
+
+    Lines and columns count from 1; 0 means "the file as a whole".
+    """
 
     file: str
     line: int
@@ -45,13 +52,17 @@ class Problem:
         return f"{place}{field}{self.describe()}"
 
     def describe(self) -> str:
-        """The message without its place."""
+        """Give the message without its place."""
         return f"found {self.found}, expected {self.expected}. {self.advice}"
 
 
 class PolicyError(HauberkError):
-    """One or more policy documents are refused. ``problems`` holds every problem of every document, in reading order."""
+    """One or more policy documents are refused.
+
+    ``problems`` holds every problem of every document, in reading order.
+    """
 
     def __init__(self, problems: Iterable[Problem]) -> None:
+        """Take the problems; the error's text is one line for each."""
         self.problems = tuple(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))

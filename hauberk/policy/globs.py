@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """AppArmor globs, and every other way a rule names its object, as one small syntax tree over bytes.
 
-The tree is the single meaning of "this rule matches this path". The automaton that runs in the kernel is compiled from it and the
+The tree is the single meaning of "this rule matches this path". The automaton that runs in the kernel is compiled
+from it and the
 reference matcher (:func:`matches`) interprets it; so the two can be held against each other. It works on bytes, as the
 kernel does: a path need not be valid UTF-8, and ``?`` is one byte.
 
-Repetition is only ever applied to a set of bytes, never to a group: a pattern is at most as long as its text, and matching by
-a set of positions (:func:`simulate`) is linear in the path. Python's backtracking engine is used where it cannot blow up.
+Repetition is only ever applied to a set of bytes, never to a group: a pattern is at most as long as its text, and
+matching by
+a set of positions (:func:`simulate`) is linear in the path. Python's backtracking engine is used where it cannot blow
+up.
 
 Where a construct could mean two things to people coming from shells, regular expressions or AppArmor (``[!a]``, a stray
 ``]``), it is refused with its position instead of being guessed at.
@@ -79,6 +82,7 @@ class GlobError(HauberkError):
     """A pattern cannot be read. ``position`` is the index of the offending character in the pattern, from 0."""
 
     def __init__(self, position: int, message: str) -> None:
+        """Take the place and what is wrong there."""
         self.position = position
         self.message = message
         super().__init__(f"at character {position + 1}: {message}")
@@ -214,7 +218,9 @@ class _Parser:
                 self.position += 1
                 last = self.class_member()
                 if last < first:
-                    raise GlobError(start, f"found the range {chr(first)}-{chr(last)}, which runs backwards; swap its ends")
+                    raise GlobError(
+                        start, f"found the range {chr(first)}-{chr(last)}, which runs backwards; swap its ends"
+                    )
             members.update(range(first, last + 1))
         if self.position >= len(self.pattern):
             raise GlobError(start, "found '[' without ']'; close it, or write '\\[' for a bracket in a name")
@@ -230,22 +236,28 @@ class _Parser:
         position = self.position
         encoded = to_bytes(self.literal_character())
         if len(encoded) > 1:
-            raise GlobError(position, "found a character of several bytes in a class; write it as an alternative in braces")
+            raise GlobError(
+                position, "found a character of several bytes in a class; write it as an alternative in braces"
+            )
         if encoded == b"/" and self.pattern[position] == "/":
             raise GlobError(position, "found '/' in a class, which a class never matches; write '{/,…}' instead")
         return encoded[0]
 
 
 def parse(pattern: str) -> Node:
-    """Parse an AppArmor glob.
+    r"""Parse an AppArmor glob.
 
-    ``*`` is zero or more bytes but '/', at least one where it is a whole path component; ``**`` also matches '/', at least one byte
-    after a '/'; ``?`` one byte but '/'; ``[abc]``, ``[a-c]``, ``[^abc]`` one byte, never '/'; ``{a,b}`` alternatives; ``\\x`` the character x.
+    ``*`` is zero or more bytes but '/', at least one where it is a whole path component; ``**`` also matches '/', at
+    least one byte
+    after a '/'; ``?`` one byte but '/'; ``[abc]``, ``[a-c]``, ``[^abc]`` one byte, never '/'; ``{a,b}`` alternatives;
+    ``\x`` the character x.
 
     Raises :class:`GlobError` with the position of what cannot be read.
     """
     if len(to_bytes(pattern)) > MAXIMUM_LENGTH:
-        raise GlobError(MAXIMUM_LENGTH, f"found a pattern of more than {MAXIMUM_LENGTH} bytes; no path is that long, shorten it")
+        raise GlobError(
+            MAXIMUM_LENGTH, f"found a pattern of more than {MAXIMUM_LENGTH} bytes; no path is that long, shorten it"
+        )
     return _Parser(pattern).parse()
 
 
@@ -257,7 +269,8 @@ def escape(path: str) -> str:
 def literal_directory(pattern: str) -> tuple[str, str]:
     """Split a pattern into the directory before its first wildcard, unescaped, and the rest of the pattern.
 
-    The rest starts after that directory's slash: ``/usr/lib/*.so`` gives ``("/usr/lib", "*.so")``. A pattern without wildcard is split
+    The rest starts after that directory's slash: ``/usr/lib/*.so`` gives ``("/usr/lib", "*.so")``. A pattern without
+    wildcard is split
     at its last slash; one whose wildcards start before the first slash gives ``("", pattern)``.
     """
     directory: list[str] = []
@@ -278,7 +291,10 @@ def literal_directory(pattern: str) -> tuple[str, str]:
 
 
 def object_node(kind: ObjectKind, value: str, *, recursive: bool) -> Node:
-    """Give the tree of the paths an object of this kind and value names. Raises :class:`GlobError` for a malformed PATTERN."""
+    """Give the tree of the paths an object of this kind and value names.
+
+    Raises :class:`GlobError` for a malformed PATTERN.
+    """
     if kind is ObjectKind.PATTERN:
         return parse(value)
     octets = to_bytes(value)
@@ -294,7 +310,10 @@ def object_node(kind: ObjectKind, value: str, *, recursive: bool) -> Node:
 
 
 def rule_object(rule: Rule) -> Node:
-    """Give the tree of the paths a rule's object names, whatever its kind. Raises :class:`GlobError` for a malformed PATTERN."""
+    """Give the tree of the paths a rule's object names, whatever its kind.
+
+    Raises :class:`GlobError` for a malformed PATTERN.
+    """
     return object_node(rule.kind, rule.value, recursive=rule.recursive)
 
 
@@ -322,30 +341,37 @@ def to_regex(node: Node) -> bytes:
 
 
 def simulate(node: Node, path: bytes, positions: frozenset[int] = frozenset({0})) -> frozenset[int]:
-    """Give the positions at which ``node`` may end when it starts at one of ``positions``: a matcher without backtracking."""
+    """Give the positions at which ``node`` may end when it starts at one of ``positions``.
+
+    A matcher without backtracking.
+    """
     match node:
         case Literal(value):
             return frozenset(start + len(value) for start in positions if path.startswith(value, start))
         case AnyByte(classes):
             return frozenset(start + 1 for start in positions if start < len(path) and path[start] in classes)
         case Repeat(classes, minimum):
-            ends: set[int] = set()
-            for start in sorted(positions):
-                if start in ends:
-                    continue  # an earlier start ran through here, and on
-                end = start
-                if not minimum:
-                    ends.add(start)
-                while end < len(path) and path[end] in classes:
-                    end += 1
-                    ends.add(end)
-            return frozenset(ends)
+            return _run(classes, minimum, path, positions)
         case Sequence(parts):
             for part in parts:
                 positions = simulate(part, path, positions)
             return positions
         case Alternation(choices):
             return frozenset().union(*(simulate(choice, path, positions) for choice in choices))
+
+
+def _run(classes: frozenset[int], minimum: int, path: bytes, positions: frozenset[int]) -> frozenset[int]:
+    ends: set[int] = set()
+    for start in sorted(positions):
+        if start in ends:
+            continue  # an earlier start ran through here, and on
+        end = start
+        if not minimum:
+            ends.add(start)
+        while end < len(path) and path[end] in classes:
+            end += 1
+            ends.add(end)
+    return frozenset(ends)
 
 
 def _choice_points(node: Node) -> int:
@@ -368,7 +394,10 @@ def _compiled(kind: ObjectKind, value: str, recursive: bool) -> re.Pattern[bytes
 
 
 def matches(rule: Rule, path: str | bytes) -> bool:
-    """Tell whether a rule's object names ``path`` (absolute, resolved, without trailing slash): the reference matcher."""
+    """Tell whether a rule's object names ``path`` (absolute, resolved, without trailing slash).
+
+    The reference matcher.
+    """
     octets = path if isinstance(path, bytes) else to_bytes(path)
     if rule.kind is ObjectKind.PATH:
         return to_bytes(rule.value) == octets

@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the paths of a policy lead to in one root file system.
 
-A policy says ``/bin/sh``; the kernel sees ``/usr/bin/dash``. Before a plan is made, each rule is therefore copied to every path it
-may stand for: as written, each step of its chain of symbolic links, and where the chain ends. All copies keep the rule's origin.
+A policy says ``/bin/sh``; the kernel sees ``/usr/bin/dash``. Before a plan is made, each rule is therefore copied to
+every path it
+may stand for: as written, each step of its chain of symbolic links, and where the chain ends. All copies keep the
+rule's origin.
 
-:class:`RootResolver` walks the file system itself, one component at a time, holding directories by descriptors that do not
-follow links (``O_PATH | O_NOFOLLOW``): a link in an image, absolute or full of ``..``, never leads out of that image's root, and a
-directory exchanged for a link meanwhile is noticed. Links inside ``/proc`` are not followed: where they lead depends on who asks.
+:class:`RootResolver` walks the file system itself, one component at a time, holding directories by descriptors that
+do not
+follow links (``O_PATH | O_NOFOLLOW``): a link in an image, absolute or full of ``..``, never leads out of that
+image's root, and a
+directory exchanged for a link meanwhile is noticed. Links inside ``/proc`` are not followed: where they lead depends
+on who asks.
 
 Whatever cannot be established raises :class:`hauberk.errors.FactsError`; a rule on a guessed path would be a hole.
 """
@@ -35,7 +40,7 @@ MAXIMUM_ENTRIES = 100_000
 _MAXIMUM_OPEN_DIRECTORIES = 128
 _MAXIMUM_CACHED_ENTRIES = 65_536
 _DIRECTORY_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
-_PSEUDO_FILE_SYSTEMS = (b"/proc", b"/sys")
+_PSEUDO_FILE_SYSTEMS = (b"/proc/", b"/sys/")
 
 
 class HardLink(NamedTuple):
@@ -53,8 +58,10 @@ def _unique(paths: Iterator[str] | list[str]) -> tuple[str, ...]:
 def expand(rule_set: RuleSet, resolve: Callable[[str], tuple[str, ...]]) -> RuleSet:
     """Copy each rule to every path its object may stand for, and widen its sources likewise.
 
-    ``resolve`` gives all forms of an absolute path (see :meth:`RootResolver.resolve`). Of a pattern, the directory before the first
-    wildcard is resolved; what a wildcard matches is compared with the kernel's path as it is. EXECNAME rules stay as they are.
+    ``resolve`` gives all forms of an absolute path (see :meth:`RootResolver.resolve`). Of a pattern, the directory
+    before the first
+    wildcard is resolved; what a wildcard matches is compared with the kernel's path as it is. EXECNAME rules stay as
+    they are.
     """
     known: dict[str, tuple[str, ...]] = {}
 
@@ -102,10 +109,12 @@ class RootResolver:
     """Resolves paths inside one root file system and never outside of it.
 
     ``root`` is a path, or the descriptor of an open directory (duplicated; the caller keeps its own). The view is taken
-    while the resolver lives and cached, so that a thousand rules cost few system calls: make one per registration. Use it as a context manager.
+    while the resolver lives and cached, so that a thousand rules cost few system calls: make one per registration.
+    Use it as a context manager.
     """
 
     def __init__(self, root: str | os.PathLike[str] | int) -> None:
+        """Open the root. Raises :class:`FactsError` where there is no directory."""
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
         try:
             if isinstance(root, int):
@@ -113,15 +122,21 @@ class RootResolver:
             else:
                 self._root = os.open(root, flags)
         except OSError as error:
-            message = f"found no directory to use as root file system at {root!r} ({error.strerror}), expected one. Check the bundle's root path"
+            message = (
+                f"found no directory to use as root file system at {root!r} ({error.strerror}), expected one. "
+                "Check the bundle's root path"
+            )
             raise FactsError(message) from error
         self._open: OrderedDict[bytes, int] = OrderedDict()
         self._entries: dict[bytes, _Entry] = {}
 
     def __enter__(self) -> Self:
+        """Give the resolver itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -133,9 +148,12 @@ class RootResolver:
             self._root = -1
 
     def resolve(self, path: str) -> tuple[str, ...]:
-        """Give every path the kernel may see for ``path``: as written, after each link, and the final target. First as written, last the target.
+        """Give every path the kernel may see for ``path``.
 
-        What does not exist (yet) is taken literally below the part that does. Raises :class:`FactsError` for more than 40 links, or when
+        As written, after each link, and the final target. First as written, last the target.
+
+        What does not exist (yet) is taken literally below the part that does. Raises :class:`FactsError` for more
+        than 40 links, or when
         something cannot be looked at.
         """
         octets = globs.to_bytes(path)
@@ -177,75 +195,45 @@ class RootResolver:
     def hard_links(self, rule_set: RuleSet) -> tuple[HardLink, ...]:
         """Find files that can be reached by another name although a rule of ``rule_set`` (expanded) limits their path.
 
-        Looked at: FILE and PROCESS rules that deny or limit, with a path, directory or pattern below "/". Rules on "/" itself,
-        executable names and the implied rules on library directories are not: they would mean reading the whole image. ``/proc`` and ``/sys`` have no
-        hard links. Raises :class:`FactsError` naming the rule at which more than 100,000 entries would have to be looked at.
+        Looked at: FILE and PROCESS rules that deny or limit, with a path, directory or pattern below "/". Rules on "/"
+        itself, executable names and the implied rules on library directories are not: they would mean reading the whole
+        image. ``/proc`` and ``/sys`` have no hard links. Raises :class:`FactsError` naming the rule at which more than
+        100,000 entries would have to be looked at.
         """
-        found: dict[tuple[int, int, bytes], None] = {}
-        listings: dict[bytes, tuple[list[bytes], list[tuple[bytes, os.stat_result]]]] = {}
-        budget = [MAXIMUM_ENTRIES]
+        found: dict[HardLink, None] = {}
+        search = _Search(self)
         for rule in rule_set.rules:
             if not _limits(rule):
                 continue
             if rule.kind is ObjectKind.PATH:
                 entry = self._entry_at(globs.to_bytes(rule.value))
                 if entry.kind == "other" and entry.links > 1:
-                    found[entry.device, entry.inode, globs.to_bytes(rule.value)] = None
-                continue
-            if rule.implied:
-                continue
-            top, recursive = _walk_of(rule)
-            if top == b"/":
-                continue
-            pending = [top]
-            while pending:
-                directory = pending.pop()
-                if directory.startswith(tuple(name + b"/" for name in _PSEUDO_FILE_SYSTEMS)) or directory in _PSEUDO_FILE_SYSTEMS:
-                    continue
-                if directory not in listings:
-                    listings[directory] = self._list(directory, rule, budget)
-                directories, linked = listings[directory]
-                if recursive:
-                    pending += directories
-                for path, status in linked:
-                    if globs.matches(rule, path):
-                        found[status.st_dev, status.st_ino, path] = None
-        return tuple(HardLink(device, inode, globs.to_text(path)) for device, inode, path in found)
+                    found[HardLink(entry.device, entry.inode, rule.value)] = None
+            elif not rule.implied:
+                found.update(dict.fromkeys(search.below(rule)))
+        return tuple(found)
 
-    def _list(
-        self, directory: bytes, rule: Rule, budget: list[int]
-    ) -> tuple[list[bytes], list[tuple[bytes, os.stat_result]]]:
-        """Read one directory: its directories, and its regular files with more than one name."""
+    def listing(self, directory: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
+        """Give path and status of each entry of a resolved directory; nothing where there is none, or a link on the
+        way.
+        """
         if self._entry_at(directory).kind != "directory":
-            return [], []
-        directories: list[bytes] = []
-        linked: list[tuple[bytes, os.stat_result]] = []
+            return
         descriptor = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory(directory))
         try:
             with os.scandir(descriptor) as entries:
                 for entry in entries:
-                    budget[0] -= 1
-                    if budget[0] < 0:
-                        message = (
-                            f"found more than {MAXIMUM_ENTRIES} directory entries below {rule.value!r} and the rules before it, expected fewer: "
-                            f"rule {rule.origin.policy} {rule.origin.field} cannot be checked for hard links. Name a smaller directory"
-                        )
-                        raise FactsError(message)
-                    path = directory + b"/" + os.fsencode(entry.name)
-                    if entry.is_dir(follow_symlinks=False):
-                        directories.append(path)
-                    elif entry.is_file(follow_symlinks=False):
-                        status = entry.stat(follow_symlinks=False)
-                        if status.st_nlink > 1:
-                            linked.append((path, status))
+                    yield directory + b"/" + globs.to_bytes(entry.name), entry.stat(follow_symlinks=False)
         except OSError as error:
             raise _unreadable(directory, error) from error
         finally:
             os.close(descriptor)
-        return directories, linked
 
     def _entry_at(self, path: bytes) -> _Entry:
-        """Look at a path none of whose directories may be a link; anything else counts as missing, as another form covers it."""
+        """Look at a path none of whose directories may be a link.
+
+        Anything else counts as missing, as another form covers it.
+        """
         resolved: list[bytes] = []
         components = _components(path)
         if not components:
@@ -321,6 +309,49 @@ class RootResolver:
         self._open[path] = descriptor
         while len(self._open) > _MAXIMUM_OPEN_DIRECTORIES:
             os.close(self._open.popitem(last=False)[1])
+
+
+class _Search:
+    """One search for hard links: what was listed already, and how much more may be."""
+
+    def __init__(self, resolver: RootResolver) -> None:
+        self.resolver = resolver
+        self.visited = 0
+        self.listings: dict[bytes, tuple[list[bytes], list[HardLink]]] = {}
+
+    def below(self, rule: Rule) -> Iterator[HardLink]:
+        top, recursive = _walk_of(rule)
+        pending = [] if top == b"/" else [top]
+        while pending:
+            directory = pending.pop()
+            if any((directory + b"/").startswith(pseudo) for pseudo in _PSEUDO_FILE_SYSTEMS):
+                continue
+            directories, linked = self.listing(directory, rule)
+            if recursive:
+                pending += directories
+            yield from (link for link in linked if globs.matches(rule, link.path))
+
+    def listing(self, directory: bytes, rule: Rule) -> tuple[list[bytes], list[HardLink]]:
+        """Read one directory once: its directories, and its regular files with more than one name."""
+        if directory in self.listings:
+            return self.listings[directory]
+        directories: list[bytes] = []
+        linked: list[HardLink] = []
+        for path, status in self.resolver.listing(directory):
+            self.visited += 1
+            if self.visited > MAXIMUM_ENTRIES:
+                message = (
+                    f"found more than {MAXIMUM_ENTRIES} directory entries below {rule.value!r} and the rules before it, "
+                    f"expected fewer: rule {rule.origin.policy} {rule.origin.field} cannot be checked for hard links. "
+                    "Name a smaller directory"
+                )
+                raise FactsError(message)
+            if stat.S_ISDIR(status.st_mode):
+                directories.append(path)
+            elif stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+                linked.append(HardLink(status.st_dev, status.st_ino, globs.to_text(path)))
+        self.listings[directory] = directories, linked
+        return directories, linked
 
 
 def _components(path: bytes) -> list[bytes]:

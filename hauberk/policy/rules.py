@@ -45,7 +45,8 @@ class Section(StrEnum):
 class Operation(StrEnum):
     """What is asked of an object.
 
-    ``EXECUTE`` starts a program; ``MAP`` maps a file executable (``ld.so /bin/denied`` is one). ``WRITE`` is every change: open for
+    ``EXECUTE`` starts a program; ``MAP`` maps a file executable (``ld.so /bin/denied`` is one). ``WRITE`` is every
+    change: open for
     writing, create, unlink, rename, link, truncate, chmod, chown.
     """
 
@@ -141,22 +142,20 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class RuleSet:
-    """All rules of one workload, with the default for what an allow-list leaves unmatched (``Verdict`` of the posture)."""
+    """All rules of one workload, with the default for what an allow-list leaves unmatched (``Verdict`` of the
+    posture).
+    """
 
     rules: tuple[Rule, ...]
     posture: Verdict = Verdict.DENY
 
     def is_allow_list(self, section: Section) -> bool:
         """Whether unmatched accesses of this section get the posture."""
-        return any(
-            rule.section is section and rule.action is Action.ALLOW and not rule.implied for rule in self.rules
-        )
+        return any(rule.section is section and rule.action is Action.ALLOW and not rule.implied for rule in self.rules)
 
     def privileged_sources(self) -> frozenset[str]:
         """Executables to which some Allow rule grants what others may not do: their identity is worth stealing."""
-        return frozenset(
-            source for rule in self.rules if rule.action is Action.ALLOW for source in rule.sources
-        )
+        return frozenset(source for rule in self.rules if rule.action is Action.ALLOW for source in rule.sources)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +173,8 @@ def decide(
 ) -> Decision:
     """Decide an operation on an object, given the rules whose object matches it.
 
-    ``source`` is the resolved path of the acting executable (for EXECUTE the one that calls exec), ``owner`` whether the
+    ``source`` is the resolved path of the acting executable (for EXECUTE the one that calls exec), ``owner`` whether
+    the
     acting fsuid owns the object. Rules whose ``sources`` do not contain the source are taken as not matching.
     """
     section = SECTION_OF[operation]
@@ -202,18 +202,34 @@ def decide(
         write = decide(rule_set, matching, Operation.WRITE, source=None, owner=True)
         if write.verdict is not Verdict.DENY:
             return Decision(
-                Verdict.DENY, None, "a source with rights of its own maps only files the workload cannot write", tuple(lost)
+                Verdict.DENY,
+                None,
+                "a source with rights of its own maps only files the workload cannot write",
+                tuple(lost),
             )
     if rule_set.is_allow_list(section):
-        return Decision(rule_set.posture, None, f"no {section.value} rule matches and the section is an allow-list", tuple(lost))
+        return Decision(
+            rule_set.posture, None, f"no {section.value} rule matches and the section is an allow-list", tuple(lost)
+        )
     return Decision(Verdict.ALLOW, None, f"no {section.value} rule matches and the section is a deny list", tuple(lost))
 
 
-LIBRARY_DIRECTORIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64")
+LIBRARY_DIRECTORIES = (
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/usr/lib",
+    "/usr/lib32",
+    "/usr/lib64",
+    "/usr/local/lib",
+    "/usr/local/lib64",
+)
 
 
 def implied_rules(rules: Iterable[Rule]) -> tuple[Rule, ...]:
-    """Rules that follow from the author's: what an allow-list of programs must still map, what a trusted source relies on.
+    """Rules that follow from the author's.
+
+    What an allow-list of programs must still map, what a trusted source relies on.
 
     * Shared objects in the system's library directories may be mapped executable, unless a rule says otherwise:
       an allow-list of programs lists programs, not libraries.
@@ -239,7 +255,16 @@ def implied_rules(rules: Iterable[Rule]) -> tuple[Rule, ...]:
             for directory in LIBRARY_DIRECTORIES
         ]  # fmt: skip
         implied += [
-            Rule(Section.FILE, ObjectKind.PATH, source, Action.BLOCK, origin, read_only=True, implied=True, message=message)
+            Rule(
+                Section.FILE,
+                ObjectKind.PATH,
+                source,
+                Action.BLOCK,
+                origin,
+                read_only=True,
+                implied=True,
+                message=message,
+            )
             for source in privileged
         ]
     return tuple(implied)

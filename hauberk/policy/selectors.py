@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which policies a workload gets.
+
+Rules of the match, all of which must hold:
+
+* **Namespace.** A policy covers workloads of its own namespace; one that names none is in ``default``, as with
+  Kubernetes. If the
+  workload's namespace is not known (runc, podman), it is not compared: leaving a policy out would drop its Block rules.
+* **Labels.** Each of ``matchLabels`` must be present with that value.
+* **Expressions.** With ``In`` expressions, one of their ``k=v`` must be present, and ``NotIn`` is not looked at; with
+  ``NotIn`` alone, none may be.
+* **Container name** (label ``kubearmor.io/container.name``): a list ``[a, b]`` or a regular expression for the whole
+  name. A workload whose name
+  is not known matches no such policy.
+
+A selector that selects by nothing matches nothing. Regular expressions are a subset that needs no backtracking, since
+whoever names a
+container must not be able to stall the agent.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping  # noqa: TC003 - part of a dataclass's annotations that tools evaluate
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from hauberk.errors import HauberkError
+from hauberk.policy import globs
+
+CONTAINER_NAME_LABEL = "kubearmor.io/container.name"
+DEFAULT_NAMESPACE = "default"
+_MAXIMUM_EXPRESSION = 1024
+_MAXIMUM_NESTING = 16
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadIdentity:
+    """What is known of a workload. Empty text: not known. ``labels`` are the pod's or container's."""
+
+    name: str = ""
+    namespace: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    container_name: str = ""
+    image: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """A policy's selector: labels, ``k=v`` pairs of In and of NotIn, and the container name's list or expression."""
+
+    labels: tuple[tuple[str, str], ...] = ()
+    within: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    container_name: str | None = None
+
+    def matches(self, policy_namespace: str, workload: WorkloadIdentity) -> bool:
+        """Tell whether a policy of ``policy_namespace`` with this selector covers the workload."""
+        if workload.namespace and (policy_namespace or DEFAULT_NAMESPACE) != workload.namespace:
+            return False
+        if not (self.labels or self.within or self.without or self.container_name is not None):
+            return False
+        if any(workload.labels.get(key) != value for key, value in self.labels):
+            return False
+        if not self._expressions_match(workload):
+            return False
+        return self.container_name is None or _name_matches(self.container_name, workload.container_name)
+
+    def _expressions_match(self, workload: WorkloadIdentity) -> bool:
+        def present(pair: str) -> bool:
+            key, _, value = pair.partition("=")
+            return workload.labels.get(key) == value
+
+        if self.within:
+            return any(present(pair) for pair in self.within)
+        if self.without:
+            return bool(workload.labels) and not any(present(pair) for pair in self.without)
+        return True
+
+
+class ExpressionError(HauberkError):
+    """A container-name expression cannot be used. ``message`` says why."""
+
+    def __init__(self, message: str) -> None:
+        """Take the reason, which is also the text of the error."""
+        self.message = message
+        super().__init__(message)
+
+
+def name_list(value: str) -> tuple[str, ...] | None:
+    """Give the names of a bracketed list, or None if ``value`` is a regular expression."""
+    if not (value.startswith("[") and value.endswith("]")):
+        return None
+    return tuple(name.strip() for name in value[1:-1].split(",") if name.strip())
+
+
+def check_container_name(value: str) -> None:
+    """Raise :class:`ExpressionError` if the special label's value is neither a list of names nor a usable
+    expression.
+    """
+    names = name_list(value)
+    if names is None:
+        parse_expression(value)
+    elif not names:
+        message = "an empty list, which matches no container; name at least one, or write '.*' for every container"
+        raise ExpressionError(message)
+
+
+def _name_matches(value: str, name: str) -> bool:
+    if not name:
+        return False
+    names = name_list(value)
+    if names is not None:
+        return name in names
+    octets = globs.to_bytes(name)
+    return len(octets) in globs.simulate(parse_expression(value), octets)
+
+
+@functools.lru_cache(maxsize=1024)
+def parse_expression(expression: str) -> globs.Node:
+    r"""Parse a regular expression of the subset.
+
+    Characters, ``.``, ``[…]``, ``\d \w \s``, groups, ``|``, ``* + ?`` after one character.
+
+    Repeating a group is refused: it is the part that needs backtracking. Raises :class:`ExpressionError`.
+    """
+    if len(expression) > _MAXIMUM_EXPRESSION:
+        message = f"an expression of more than {_MAXIMUM_EXPRESSION} characters; shorten it"
+        raise ExpressionError(message)
+    return _Expression(expression).parse()
+
+
+_ASCII_DIGITS = frozenset(b"0123456789")
+_ASCII_WORD = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
+_CLASSES = {
+    "d": _ASCII_DIGITS, "D": globs.ANY_BYTE - _ASCII_DIGITS, "w": _ASCII_WORD, "W": globs.ANY_BYTE - _ASCII_WORD,
+    "s": frozenset(b" \t\n\r\f\v"), "S": globs.ANY_BYTE - frozenset(b" \t\n\r\f\v"),
+}  # fmt: skip
+
+
+class _Expression:
+    """Recursive descent over a regular expression of the subset."""
+
+    def __init__(self, text: str) -> None:
+        # Anchors at the ends change nothing: the whole name must match anyway.
+        self.text = text.removeprefix("^")
+        if self.text.endswith("$") and not self.text.endswith("\\$"):
+            self.text = self.text[:-1]
+        self.position = 0
+
+    def parse(self) -> globs.Node:
+        if not self.text:
+            self.refuse("an empty expression, which matches no name; write '.*' for every container")
+        node = self.choices(depth=0)
+        if self.position < len(self.text):
+            self.refuse("')' without '('; write '\\)' for the character")
+        return node
+
+    def refuse(self, what: str) -> NoReturn:
+        raise ExpressionError(what)
+
+    def choices(self, depth: int) -> globs.Node:
+        if depth > _MAXIMUM_NESTING:
+            self.refuse(f"groups nested more than {_MAXIMUM_NESTING} deep; write it flatter")
+        found = [self.terms(depth)]
+        while self.text[self.position : self.position + 1] == "|":
+            self.position += 1
+            found.append(self.terms(depth))
+        return found[0] if len(found) == 1 else globs.Alternation(tuple(found))
+
+    def terms(self, depth: int) -> globs.Node:
+        parts: list[globs.Node] = []
+        while self.position < len(self.text) and self.text[self.position] not in "|)":
+            atom = self.atom(depth)
+            quantifier = self.text[self.position : self.position + 1]
+            if quantifier and quantifier in "*+?":
+                self.position += 1
+                atom = self.quantified(atom, quantifier)
+            elif quantifier == "{":
+                self.refuse("a counted repetition '{…}'; use '*', '+' or '?'")
+            parts.append(atom)
+        return globs.Sequence(tuple(parts))
+
+    def quantified(self, atom: globs.Node, quantifier: str) -> globs.Node:
+        if self.text[self.position : self.position + 1] in ("*", "+", "?"):
+            self.refuse("two repetitions in a row; use one")
+        if quantifier == "?":
+            return globs.Alternation((globs.EMPTY, atom))
+        if not isinstance(atom, globs.AnyByte):
+            self.refuse(
+                "a repeated group, or a repeated character outside of ASCII; repeat single characters or classes only"
+            )
+        return globs.Repeat(atom.classes, 1 if quantifier == "+" else 0)
+
+    def atom(self, depth: int) -> globs.Node:
+        character = self.text[self.position]
+        self.position += 1
+        if character == "(":
+            return self.group(depth)
+        if character == "[":
+            return globs.AnyByte(self.bracket())
+        if character == ".":
+            return globs.AnyByte(globs.ANY_BYTE)
+        if character == "\\":
+            return self.escaped()
+        if character in "*+?{^$":
+            self.refuse(f"{character!r} where it repeats or anchors nothing; write '\\{character}' for the character")
+        return _character(character)
+
+    def escaped(self) -> globs.Node:
+        character = self.text[self.position : self.position + 1]
+        self.position += 1
+        if character in _CLASSES:
+            return globs.AnyByte(_CLASSES[character])
+        if not character or character.isalnum():
+            self.refuse(f"the escape '\\{character}'; only \\d \\D \\w \\W \\s \\S and escaped punctuation are known")
+        return _character(character)
+
+    def group(self, depth: int) -> globs.Node:
+        if self.text.startswith("?:", self.position):
+            self.position += 2
+        elif self.text.startswith("?", self.position):
+            self.refuse("a group with '(?'; only plain groups are known")
+        node = self.choices(depth + 1)
+        if self.text[self.position : self.position + 1] != ")":
+            self.refuse("'(' without ')'; close it, or write '\\(' for the character")
+        self.position += 1
+        return node
+
+    def bracket(self) -> frozenset[int]:
+        negated = self.text.startswith("^", self.position)
+        self.position += negated
+        members: set[int] = set()
+        while self.position < len(self.text) and self.text[self.position] != "]":
+            first = self.member()
+            last = first
+            if self.text[self.position : self.position + 1] == "-" and self.text[
+                self.position + 1 : self.position + 2
+            ] not in ("", "]"):
+                self.position += 1
+                last = self.member()
+            if max(last) < min(first):
+                self.refuse("a range that runs backwards; swap its ends")
+            members |= first if last is first else frozenset(range(min(first), max(last) + 1))
+        if self.position >= len(self.text) or not members:
+            self.refuse("'[' without members or ']'; complete it, or write '\\[' for the character")
+        self.position += 1
+        result = globs.ANY_BYTE - members if negated else globs.ANY_BYTE & members
+        if not result:
+            self.refuse("a class that matches nothing; name at least one character in it")
+        return result
+
+    def member(self) -> frozenset[int]:
+        character = self.text[self.position]
+        self.position += 1
+        node = self.escaped() if character == "\\" else _character(character)
+        if not isinstance(node, globs.AnyByte):
+            self.refuse("a character outside of ASCII in a class; write it as an alternative with '|'")
+        return node.classes
+
+
+def _character(character: str) -> globs.Node:
+    octets = globs.to_bytes(character)
+    return globs.AnyByte(frozenset(octets)) if len(octets) == 1 else globs.Literal(octets)
