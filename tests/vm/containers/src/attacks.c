@@ -4,7 +4,7 @@
 //
 //   attacks NAME SECRET [key=value …]     one attack; exit status 0 refused, 1 got through, 2 could not be tried
 //   attacks batch < lines                 NAME<TAB>SECRET[<TAB>key=value …] per line, each followed by "RESULT NAME STATUS"
-//   attacks list | make-deep | churn | helper-…
+//   attacks list | make-deep | make-pin | churn | helper-…
 //
 // An attack runs in a child of its own. Set-up steps that fail end in status 2 whatever the reason: only a step that belongs to the attack may be
 // "refused", and only by EPERM or EACCES or by an errno that the attack declares as the kernel's own answer. What is to be undone is listed in shared memory
@@ -343,6 +343,7 @@ static struct ran run_program(launch *start, void *data)
 	pid_t child = (pid_t)PREPARE("fork", fork());
 	if (child == 0) {
 		dup2(output[1], 1);
+		dup2(output[1], 2);
 		close(output[0]);
 		close(output[1]);
 		start(data);
@@ -378,14 +379,24 @@ static void launch_command(void *data)
 
 static char *const no_environment[] = { NULL };
 
+// What the loader says when the kernel will not let it open or map a file. That it exits with 127 alone could be anything.
+static bool loader_was_refused(const struct ran *result)
+{
+	static const char *const said[] = { "Operation not permitted", "Permission denied", "failed to map segment", "cannot apply additional memory protection",
+					    "cannot be preloaded", "cannot change memory protections" };
+	for (size_t i = 0; i < sizeof said / sizeof *said; i++)
+		if (strstr(result->output, said[i]) != NULL)
+			return true;
+	return false;
+}
+
 static _Noreturn void tell_denied(struct ran result, const char *by)
 {
 	if (result.error != 0)
 		step_failed("exec", result.error);
 	if (strstr(result.output, "DENIED-RAN") != NULL && WIFEXITED(result.status) && WEXITSTATUS(result.status) == 42)
 		through("%s ran the denied program", by);
-	// The loader answers 127 when it may not map the program it was told to run.
-	if (WIFEXITED(result.status) && WEXITSTATUS(result.status) == 127)
+	if (WIFEXITED(result.status) && WEXITSTATUS(result.status) == 127 && loader_was_refused(&result))
 		refused("loader", EACCES);
 	// The kernel kills a task whose program cannot be mapped after the point of no return.
 	if (WIFSIGNALED(result.status) && (WTERMSIG(result.status) == SIGKILL || WTERMSIG(result.status) == SIGSEGV))
@@ -1054,8 +1065,10 @@ static void attack_ld_preload(void)
 	char *arguments[] = { "source", NULL };
 	char *environment[] = { text("LD_PRELOAD=%s", needed("preload")), text("ATTACK_SECRET=%s", secret), NULL };
 	struct command command = { AT_FDCWD, needed("dynamic"), arguments, environment };
+	struct stat there;
+	PREPARE("stat-library", stat(needed("preload"), &there));
 	struct ran result = run_program(launch_command, &command);
-	if (result.error == 0 && WIFEXITED(result.status) && WEXITSTATUS(result.status) == 0)
+	if (result.error == 0 && WIFEXITED(result.status) && WEXITSTATUS(result.status) == 0 && loader_was_refused(&result))
 		refused("preload (the loader left it out)", EACCES);
 	tell_helper(result, "LD_PRELOAD into a trusted program");
 }
@@ -1065,8 +1078,10 @@ static void attack_loader_preload(void)
 	char *arguments[] = { "ld.so", "--preload", text("%s", needed("preload")), text("%s", needed("dynamic")), NULL };
 	char *environment[] = { text("ATTACK_SECRET=%s", secret), NULL };
 	struct command command = { AT_FDCWD, option("loader", "/lib64/ld-linux-x86-64.so.2"), arguments, environment };
+	struct stat there;
+	PREPARE("stat-library", stat(needed("preload"), &there));
 	struct ran result = run_program(launch_command, &command);
-	if (result.error == 0 && WIFEXITED(result.status) && (WEXITSTATUS(result.status) == 0 || WEXITSTATUS(result.status) == 127))
+	if (result.error == 0 && WIFEXITED(result.status) && (WEXITSTATUS(result.status) == 0 || WEXITSTATUS(result.status) == 127) && loader_was_refused(&result))
 		refused("loader", EACCES);
 	tell_helper(result, "ld.so --preload");
 }
@@ -1459,6 +1474,8 @@ static void race(char *const *names, int count)
 	errno = pthread_create(&mover, NULL, race_mover, NULL);
 	if (errno != 0)
 		broken("prepare:thread", errno);
+	while (race_moves + race_errors == 0 && now() < end)
+		sched_yield(); // not before somebody moves
 	while (got < 0 && now() < end)
 		for (int i = 0; i < count && got < 0; i++, tries++) {
 			int fd = open(names[i], O_RDONLY | O_CLOEXEC);
@@ -1834,9 +1851,9 @@ static const struct attack attacks[] = {
 	ATTACK("bpf-next-map", attack_bpf_next_map),
 	ATTACK("bpf-obj-get", attack_bpf_obj_get),
 	ATTACK("unpin", attack_unpin, EROFS),
-	ATTACK("kill", attack_kill, ESRCH),
-	ATTACK("pidfd-kill", attack_pidfd_kill, ESRCH),
-	ATTACK("ptrace-pid", attack_ptrace_pid, ESRCH),
+	ATTACK("kill", attack_kill),
+	ATTACK("pidfd-kill", attack_pidfd_kill),
+	ATTACK("ptrace-pid", attack_ptrace_pid),
 	ATTACK("connect", attack_connect),
 	ATTACK("core-pattern", attack_core_pattern, EROFS),
 };
@@ -1900,6 +1917,19 @@ static int make_deep(const char *directory, const char *original)
 	if (make_chain(text("%s/deep", directory), 1000, 1, original) < 0 || make_chain(text("%s/long", directory), 16, 250, original) < 0 ||
 	    make_chain(text("%s/longer", directory), 32, 250, original) < 0) {
 		perror("attacks make-deep");
+		return 2;
+	}
+	return 0;
+}
+
+// make-pin PATH: a map pinned in a bpffs, for somebody who may, so that there is something to open and to unpin.
+static int make_pin(const char *path)
+{
+	union bpf_attr attribute = { .map_type = BPF_MAP_TYPE_ARRAY, .key_size = 4, .value_size = 4, .max_entries = 1 };
+	int map = bpf_call(BPF_MAP_CREATE, &attribute);
+	attribute = (union bpf_attr){ .pathname = (uintptr_t)path, .bpf_fd = (unsigned)map };
+	if (map < 0 || bpf_call(BPF_OBJ_PIN, &attribute) < 0) {
+		perror("attacks make-pin");
 		return 2;
 	}
 	return 0;
@@ -1988,7 +2018,7 @@ int main(int count, char **arguments)
 {
 	char own[4096] = "";
 	if (readlink("/proc/self/exe", own, sizeof own - 1) < 0)
-		return BROKEN;
+		own[0] = 0; // a helper in a root without /proc does not need it
 	self_path = own;
 	undos = mmap(NULL, sizeof *undos, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (undos == MAP_FAILED)
@@ -2003,6 +2033,8 @@ int main(int count, char **arguments)
 		return batch();
 	if (strcmp(verb, "make-deep") == 0 && count >= 3)
 		return make_deep(arguments[2], count > 3 ? arguments[3] : NULL);
+	if (strcmp(verb, "make-pin") == 0 && count == 3)
+		return make_pin(arguments[2]);
 	if (strcmp(verb, "churn") == 0 && count == 5)
 		return churn(arguments[2], arguments[3], atof(arguments[4]));
 	if (strcmp(verb, "helper-open") == 0 && count == 3)
