@@ -134,9 +134,7 @@ def test_the_hook_and_its_ancestors_are_spared(hook: ModuleType) -> None:
     assert "NOT killed" in hook.kill_parked_init(os.getppid())
 
 
-def test_the_peer_must_be_the_agents_uid(
-    hook: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_peer_must_be_the_agents_uid(hook: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "hook.sock"
 
     def accept(_stage: Stage, _state: bytes, _peer: object) -> HookAnswer:

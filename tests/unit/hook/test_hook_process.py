@@ -48,7 +48,9 @@ def test_poststop_says_that_nothing_was_released(run_hook: RunHook, tmp_path: Pa
     assert line.startswith("hauberk-hook: container web not released: ")
 
 
-@pytest.mark.parametrize("arguments", [(), ("poststart",), ("createRuntime", "poststop"), ("--timeout", "x", "prestart")])
+@pytest.mark.parametrize(
+    "arguments", [(), ("poststart",), ("createRuntime", "poststop"), ("--timeout", "x", "prestart")]
+)
 def test_wrong_usage_refuses_and_still_drains_stdin(run_hook: RunHook, arguments: tuple[str, ...]) -> None:
     # subprocess would raise BrokenPipeError for a reader that left 3 MB in the pipe only by ignoring it; so ask the pipe.
     read_end, write_end = os.pipe()
@@ -113,13 +115,17 @@ def test_an_oversized_state_refuses_by_size_and_name(run_hook: RunHook) -> None:
 def test_what_a_state_says_cannot_forge_a_line(
     run_hook: RunHook, tmp_path: Path, identifier: bytes, shown: str
 ) -> None:
-    line = one_line(run_hook("createRuntime", "--socket", str(tmp_path / "none"), stdin=b'{"id":"' + identifier + b'"}'))
+    line = one_line(
+        run_hook("createRuntime", "--socket", str(tmp_path / "none"), stdin=b'{"id":"' + identifier + b'"}')
+    )
     assert f"container {shown} refused" in line
 
 
 @pytest.mark.parametrize("state", [b"\xff\xfe", b"[]", b"nonsense", b'{"id":7}', b'{"id":""}', b"[" * 100_000])
 def test_an_unreadable_state_refuses_without_a_name(run_hook: RunHook, tmp_path: Path, state: bytes) -> None:
-    assert "container (unknown) refused" in one_line(run_hook("prestart", "--socket", str(tmp_path / "none"), stdin=state))
+    assert "container (unknown) refused" in one_line(
+        run_hook("prestart", "--socket", str(tmp_path / "none"), stdin=state)
+    )
 
 
 def test_prestart_says_when_it_could_not_kill(run_hook: RunHook, tmp_path: Path) -> None:

@@ -143,7 +143,9 @@ JSON_VALUES = st.recursive(
 
 
 @given(
-    st.dictionaries(st.sampled_from(["id", "status", "pid", "bundle", "annotations", "ociVersion", "root"]), JSON_VALUES)
+    st.dictionaries(
+        st.sampled_from(["id", "status", "pid", "bundle", "annotations", "ociVersion", "root"]), JSON_VALUES
+    )
 )
 def test_whatever_is_taken_keeps_what_the_registry_relies_on(members: dict[str, Any]) -> None:
     try:
