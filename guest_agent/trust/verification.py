@@ -115,8 +115,8 @@ def verify(
         raise NameMismatch(message)
     if bundle.version < root.minimum_version:
         message = (
-            f"bundle {bundle.name}: found version {bundle.version}, expected {root.minimum_version} or newer, the floor this machine"
-            " was built with: deliver a newer bundle"
+            f"bundle {bundle.name}: found version {bundle.version}, expected {root.minimum_version} or newer, the floor"
+            " this machine was built with: deliver a newer bundle"
         )
         raise VersionBelowFloor(message)
     return VerifiedBundle(bundle, key)
@@ -142,8 +142,9 @@ class Trust:
         return cls(root, Stage.SEALED, None, _digest(sealed_digest))
 
     def admit(self, bundle_bytes: bytes, signature_bytes: bytes) -> Trust:
-        """Verify a bundle: the first one in EMPTY, afterwards only the very same. Raises ``TrustError``; the state
-        stays.
+        """Verify a bundle: the first one in EMPTY, afterwards only the very same.
+
+        Raises ``TrustError``; the state stays.
         """
         verified = verify(self.root, bundle_bytes, signature_bytes, self.digest)
         stage = Stage.SEALED if self.stage is Stage.SEALED else Stage.VERIFIED

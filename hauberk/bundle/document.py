@@ -116,17 +116,16 @@ def check_name(found: object, where: str) -> str:
         return found
     expected = "1 to 63 of a-z, 0-9, '.' and '-', a letter or digit at both ends"
     _refuse(where, quote(found), expected, "choose such a name")
-    return None
 
 
 def check_version(found: object, where: str) -> int:
-    """Return a bundle's version, or raise ``MalformedBundleError``: 1 ≤ version < 2³¹, so that floors can be
-    compared.
+    """Return a bundle's version, or raise ``MalformedBundleError``.
+
+    It is an integer, 1 ≤ version < 2³¹, so that floors can be compared and nothing can be counted up beyond reach.
     """
     if isinstance(found, int) and not isinstance(found, bool) and 1 <= found <= MAXIMUM_VERSION:
         return found
     _refuse(where, quote(found), f"an integer from 1 to {MAXIMUM_VERSION}", "count upwards by one for each release")
-    return None
 
 
 def check_file_name(found: object, where: str) -> str:
@@ -203,7 +202,6 @@ def _choice(found: object, where: str, kind: type[_Choice]) -> _Choice:
     if isinstance(found, str) and found in tuple(kind):
         return kind(found)
     _refuse(where, quote(found), f"one of {', '.join(kind)}", "choose one of them")
-    return None
 
 
 def _refuse(where: str, found: str, expected: str, action: str) -> NoReturn:

@@ -15,18 +15,19 @@ from pathlib import Path
 
 
 def read_bounded(path: str | Path, maximum_bytes: int) -> bytes:
-    """Read at most one byte more than ``maximum_bytes``, so that the caller can refuse what is too long. Raises
-    ``OSError``.
+    """Read at most one byte more than ``maximum_bytes``, so that the caller can refuse what is too long.
+
+    Raises ``OSError``.
     """
     with Path(path).open("rb") as file:
         return file.read(maximum_bytes + 1)
 
 
 def write_atomically(path: str | Path, data: bytes, mode: int = 0o644) -> None:
-    """Replace a file's content in one step: temporary file beside it (mode ``mode`` less the
-    umask), fsync, rename, fsync of the directory.
+    """Replace a file's content in one step: temporary file beside it, fsync, rename, fsync of the directory.
 
-    A symbolic link is followed. Raises ``OSError``, among others if something else than a regular file is there.
+    The file's mode is ``mode`` less the umask. A symbolic link is followed. Raises ``OSError``, among others if
+    something else than a regular file is there.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():

@@ -161,7 +161,6 @@ def load_private(pem: bytes, passphrase: bytes | None = None, what: str = "priva
     if isinstance(handle, ec.EllipticCurvePrivateKey) and isinstance(handle.curve, ec.SECP256R1):
         return PrivateKey(Algorithm.ECDSA_P256, handle)
     _refuse(what, _describe(handle), "an ECDSA key on P-256 or an Ed25519 key", _ADVICE)
-    return None
 
 
 def check_passphrase(passphrase: bytes) -> bytes:
@@ -188,7 +187,6 @@ def _load_public(der: bytes, what: str = "public key") -> EllipticCurvePublicKey
     if isinstance(handle, ec.EllipticCurvePublicKey) and isinstance(handle.curve, ec.SECP256R1):
         return handle
     _refuse(what, _describe(handle), "an ECDSA key on P-256 or an Ed25519 key", _ADVICE)
-    return None
 
 
 def _public_key(handle: EllipticCurvePublicKey | Ed25519PublicKey) -> PublicKey:

@@ -119,8 +119,9 @@ def _decode_ecdsa(signature: bytes) -> bytes:
 
 
 def _from_base64(algorithm: Algorithm, signature: bytes) -> bytes:
-    """Decode base64, in lines or in one; at most one line end at the end (``base64``, ``openssl base64``,
-    ``cosign``).
+    """Decode base64, in lines or in one; with at most one line end at the end.
+
+    That is what ``base64``, ``openssl base64`` and ``cosign`` write.
     """
     text = b"".join(signature.replace(b"\r\n", b"\n").removesuffix(b"\n").split(b"\n"))
     if not _BASE64_TEXT.fullmatch(text):

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the policies of a bundle say, as far as signing them is concerned: are they valid, and whom do they cover.
+
+Validity is ``hauberk.policy``'s to decide; it is asked about all files together, because two files may also
+contradict each other. Imported when asked for: YAML and the models are large, and who only reads a bundle's envelope
+needs neither.
+
+Labels, names and namespaces of a container come from the host. A host that may choose among policies chooses the
+weakest one that fits its attack, and a host that may choose none gets the bundle's default. No signature helps
+against that; so the author is told before signing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hauberk.bundle.document import Default
+from hauberk.bundle.errors import MissingLibraryError, quote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from hauberk.bundle.document import PolicyFile
+    from hauberk.policy.selectors import Selector
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySummary:
+    """One policy: its name, its file, and whether what the host says about a container decides if it covers it."""
+
+    name: str
+    file: str
+    selects_by_host: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What was found in the files of a bundle. ``problems`` are located texts; with any, the bundle is not built."""
+
+    policies: tuple[PolicySummary, ...]
+    problems: tuple[str, ...]
+
+
+def examine(files: Iterable[PolicyFile]) -> Findings:
+    """Read all policies of a bundle. Raises ``MissingLibraryError`` if the libraries that read policies are missing."""
+    try:
+        from hauberk.policy import models, normalise  # noqa: PLC0415 - lazily, see the module's text
+    except ModuleNotFoundError as error:
+        message = (
+            f"found no Python library `{error.name}`, expected it for reading policies:"
+            " install Hauberk with its dependencies"
+        )
+        raise MissingLibraryError(message) from error
+
+    policies, problems = models.examine((file.file, file.text.encode()) for file in files)
+    summaries = tuple(
+        PolicySummary(policy.name, policy.document.file, not _covers_everything(normalise.selector(policy.model)))
+        for policy in policies
+    )
+    return Findings(summaries, tuple(str(problem) for problem in problems))
+
+
+def warnings(policies: Iterable[PolicySummary], default: Default) -> tuple[str, ...]:
+    """Give what the author of a bundle should know before signing it; empty if there is nothing."""
+    policies = tuple(policies)
+    found: list[str] = []
+    by_host = [policy for policy in policies if policy.selects_by_host]
+    namespaces = {policy.name.rpartition("/")[0] for policy in policies}
+    if len(policies) > 1 and (by_host or len(namespaces) > 1):
+        named = ", ".join(f"{quote(policy.name)} ({quote(policy.file)})" for policy in (by_host or policies)[:_SHOWN])
+        rest = len(by_host or policies) - _SHOWN
+        found.append(
+            f"{len(policies)} policies in one bundle, and labels, names or namespaces select among them: {named}"
+            f"{f' and {rest} more' if rest > 0 else ''}. These come from the host, which can put any container under any"
+            " of them: protection is at best that of the weakest policy in the bundle. Put one policy for all into a bundle",
+        )
+    if default is not Default.DENY:
+        found.append(
+            f"default {default.value}: the host can name a container so that no policy covers it, and it may then do what"
+            " it likes. Protection against the host needs the default deny",
+        )
+    return tuple(found)
+
+
+def _covers_everything(selector: Selector) -> bool:
+    """Whether a selector leaves the host no choice but the namespace: every container name, and nothing else asked."""
+    return not (selector.labels or selector.within or selector.without) and selector.container_name == ".*"
