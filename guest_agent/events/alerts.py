@@ -165,9 +165,8 @@ class AlertMaker:
             return _Named(OWN_POLICY, "unknown path", reason)
         if subject.rule_set is None:
             return _Named("", "", "the rules of this workload are not known (any more)")
-        key = (
-            subject.container_id, event.operation, event.path, event.other_path, event.source, event.owner, event.verdict,
-        )  # fmt: skip
+        paths = (event.path, event.other_path, event.source)
+        key = (subject.container_id, event.operation, *paths, event.owner, event.verdict)
         named = self._cache.get(key)
         if named is None:
             if len(self._cache) >= _MAXIMUM_CACHED_DECISIONS:

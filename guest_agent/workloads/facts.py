@@ -163,7 +163,7 @@ class MountTable:
         if not any(mount.point == "/" for mount in found):
             message = (
                 f"nothing is mounted at {root_path} in the mount namespace of the container's init, expected its root "
-                "file system; the bundle's root.path is not what the runtime uses, or the init is not where it should be"
+                "file system; the bundle's root.path is not what the runtime uses, or the init is elsewhere"
             )
             raise FactsError(message)
         return cls(tuple(found))

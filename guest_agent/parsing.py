@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's short-lived child: reads YAML, verifies and parses a bundle, compiles a large table; then it is gone.
+
+The libraries this takes (cryptography, YAML, models) cost tens of MiB that a long-lived agent should not keep, and
+parsing is where hostile input is met: a child with limits on time, memory and output is the place for it. The agent
+starts it with ``sys.executable -I``, hands it one JSON request on standard input and takes one JSON answer from
+standard output. An error is an answer too: ``{"error": {"kind": …, "message": …}}``.
+
+The bundle's bytes arrive in the request; verified and parsed are those bytes. The agent compares the answer's digest
+with that of what it sent.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import resource
+import sys
+from typing import TYPE_CHECKING, Final
+
+from hauberk.errors import HauberkError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAXIMUM_MEMORY_BYTES: Final = 2 << 30
+MAXIMUM_CPU_SECONDS: Final = 60
+
+
+class RequestError(Exception):
+    """The request is not one of the agent's."""
+
+
+def main() -> None:
+    """Answer one request and end; always with exit code 0 when there is an answer."""
+    resource.setrlimit(resource.RLIMIT_AS, (MAXIMUM_MEMORY_BYTES, MAXIMUM_MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (MAXIMUM_CPU_SECONDS, MAXIMUM_CPU_SECONDS))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sys.stdout.write(json.dumps(answer(sys.stdin.buffer.read())))
+
+
+def answer(request: bytes) -> dict[str, object]:
+    """Do what one request asks for; every failure becomes an ``error`` answer that carries no content of a workload."""
+    try:
+        document = json.loads(request)
+        task = _TASKS.get(document.get("task"))
+        if task is None:
+            message = f"unknown task {document.get('task')!r}, expected one of {', '.join(map(str, _TASKS))}"
+            raise RequestError(message)  # noqa: TRY301 - told in the same way as every other failure
+        return task(document)
+    except HauberkError as error:
+        return {"error": {"kind": type(error).__name__, "message": str(error)}}
+    except Exception as error:  # noqa: BLE001 - the boundary of the process: whatever it is becomes a refusal
+        return {"error": {"kind": type(error).__name__, "message": f"{type(error).__name__}: {error}"}}
+
+
+def _configuration(request: dict[str, object]) -> dict[str, object]:
+    """Read one YAML document: ``text``, and ``file`` for messages."""
+    from hauberk.errors import PolicyError, Problem  # noqa: PLC0415 - each task loads what it needs
+    from hauberk.policy import documents  # noqa: PLC0415
+
+    problems: list[Problem] = []
+    found = documents.read(str(request["text"]).encode(), str(request["file"]), problems)
+    if problems:
+        raise PolicyError(problems)
+    if len(found) != 1:
+        message = f"{request['file']} holds {len(found)} documents, expected one"
+        raise RequestError(message)
+    return {"value": found[0].value}
+
+
+def _bundle(request: dict[str, object]) -> dict[str, object]:
+    """Verify and parse a bundle: ``trustRoot``, ``bundle``, ``signature`` in base64, ``sealedDigest`` or null."""
+    from guest_agent.trust.root import TrustRoot  # noqa: PLC0415
+    from guest_agent.trust.verification import verify  # noqa: PLC0415
+    from guest_agent.workloads.interchange import rule_to_json  # noqa: PLC0415
+    from hauberk.policy import models, normalise  # noqa: PLC0415
+
+    sealed = request["sealedDigest"]
+    verified = verify(
+        TrustRoot.load(_bytes(request, "trustRoot")),
+        _bytes(request, "bundle"),
+        _bytes(request, "signature"),
+        None if sealed is None else str(sealed),
+    )
+    bundle = verified.bundle
+    policies: list[object] = []
+    for policy in models.load((file.file, file.text.encode()) for file in bundle.policies):
+        selector = normalise.selector(policy.model)
+        policies.append(
+            {
+                "name": policy.name,
+                "namespace": policy.model.metadata.namespace,
+                "selector": [selector.labels, selector.within, selector.without, selector.container_name],
+                "rules": [rule_to_json(rule) for rule in normalise.rules(policy)],
+            }
+        )
+    return {
+        "digest": bundle.digest,
+        "name": bundle.name,
+        "version": bundle.version,
+        "default": bundle.default.value,
+        "posture": bundle.posture.value,
+        "signedBy": verified.signed_by.name,
+        "policies": policies,
+    }
+
+
+def _table(request: dict[str, object]) -> dict[str, object]:
+    """Compile a table: ``ruleSet``."""
+    from guest_agent.engines.bpf_lsm.plan import compile_table  # noqa: PLC0415
+    from guest_agent.workloads.interchange import rule_set_from_json  # noqa: PLC0415
+
+    table = compile_table(rule_set_from_json(request["ruleSet"]))
+    return {"blob": base64.b64encode(table.blob).decode("ascii")}
+
+
+def _bytes(request: dict[str, object], name: str) -> bytes:
+    return base64.b64decode(str(request[name]), validate=True)
+
+
+_TASKS: Final[dict[object, Callable[[dict[str, object]], dict[str, object]]]] = {
+    "configuration": _configuration,
+    "bundle": _bundle,
+    "table": _table,
+}
+
+if __name__ == "__main__":
+    main()

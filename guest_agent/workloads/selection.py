@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of the bundle's policies a container gets: from its annotations to a rule set.
+
+Where the names come from, as container managers really set them in ``config.json``:
+
+* containerd (CRI): ``io.kubernetes.cri.container-name``, ``.container-type``, ``.sandbox-name``,
+  ``.sandbox-namespace``, ``.image-name``; Kata's guest sees the same. Pod labels are not among them unless somebody
+  stamps them.
+* CRI-O: the kubelet's labels ``io.kubernetes.container.name``, ``io.kubernetes.pod.name``,
+  ``io.kubernetes.pod.namespace``, ``io.kubernetes.cri-o.{ContainerType,ImageName}``, and
+  ``io.kubernetes.cri-o.Labels``, a JSON object of labels.
+* Anybody else (runc, crun, podman), and the NRI plugin for pod labels: ``io.hauberk.label.KEY`` = label KEY,
+  ``io.hauberk.namespace``, ``io.hauberk.name``, ``io.hauberk.container-name``. A plain container without the last is
+  named by its id, which its operator chose.
+
+All of these are chosen by whoever starts the container. Selecting by them protects at best as the weakest policy of
+the bundle does; two annotations that contradict each other refuse the container instead of letting one win.
+
+A container that no policy covers gets the bundle's default: ``deny`` refuses it, ``allow`` registers it without
+rules, ``audit`` registers it and tells each program it starts.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from guest_agent.workloads.interchange import rule_from_json
+from hauberk.policy.normalise import POSTURES
+from hauberk.policy.rules import (
+    Action,
+    ObjectKind,
+    Operation,
+    Origin,
+    Rule,
+    RuleSet,
+    Section,
+    Verdict,
+    implied_rules,
+)
+from hauberk.policy.selectors import Selector, WorkloadIdentity
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+LABEL_PREFIX: Final = "io.hauberk.label."
+_NAMESPACES: Final = (
+    "io.kubernetes.cri.sandbox-namespace", "io.kubernetes.pod.namespace", "io.kubernetes.cri-o.Namespace",
+)  # fmt: skip
+_PODS: Final = ("io.kubernetes.cri.sandbox-name", "io.kubernetes.pod.name", "io.kubernetes.cri-o.KubeName")
+_CONTAINERS: Final = ("io.kubernetes.cri.container-name", "io.kubernetes.container.name")
+_IMAGES: Final = ("io.kubernetes.cri.image-name", "io.kubernetes.cri-o.ImageName")
+_KUBERNETES: Final = "io.kubernetes."
+_CRIO_LABELS: Final = "io.kubernetes.cri-o.Labels"
+_OWN_NAMESPACE: Final = "io.hauberk.namespace"
+_OWN_NAME: Final = "io.hauberk.name"
+_OWN_CONTAINER: Final = "io.hauberk.container-name"
+
+
+class SelectionError(Exception):
+    """The container gets no rule set and must be refused. The message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One policy of the bundle in the normal form, and whom it selects."""
+
+    name: str
+    namespace: str
+    selector: Selector
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySet:
+    """A verified bundle's content, as far as the agent needs it. ``default`` is "deny", "audit" or "allow"."""
+
+    digest: str
+    name: str
+    version: int
+    default: str
+    posture: Verdict
+    signed_by: str
+    policies: tuple[Policy, ...]
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, object]) -> PolicySet:
+        """Read what ``guest_agent.parsing`` writes. Raises ValueError."""
+        version, policies, posture = value.get("version"), value.get("policies"), value.get("posture")
+        if not isinstance(version, int) or not isinstance(policies, list) or posture not in POSTURES:
+            message = "found no policy set, expected one with version, posture and policies"
+            raise ValueError(message)
+        default = str(value.get("default"))
+        if default not in ("deny", "audit", "allow"):
+            message = f"found default {default!r}, expected deny, audit or allow"
+            raise ValueError(message)
+        return cls(
+            digest=str(value.get("digest")),
+            name=str(value.get("name")),
+            version=version,
+            default=default,
+            posture=POSTURES[str(posture)],
+            signed_by=str(value.get("signedBy")),
+            policies=tuple(_policy(policy) for policy in policies),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The rules of one container and the policies they are from; no policies: the bundle's default."""
+
+    rule_set: RuleSet
+    policies: tuple[str, ...]
+
+
+def identify(annotations: Mapping[str, str], container_id: str) -> WorkloadIdentity:
+    """Read a container's identity from its annotations. Raises SelectionError when they contradict each other."""
+    managed = any(key.startswith(_KUBERNETES) for key in annotations)
+    labels = {
+        key.removeprefix(LABEL_PREFIX): value
+        for key, value in annotations.items()
+        if key.startswith(LABEL_PREFIX) and key != LABEL_PREFIX
+    }
+    for key, value in _crio_labels(annotations).items():
+        if labels.setdefault(key, value) != value:
+            message = f"label {key} has two values in the annotations, expected one; correct {LABEL_PREFIX}{key}"
+            raise SelectionError(message)
+    container = _one(annotations, (*_CONTAINERS, _OWN_CONTAINER))
+    return WorkloadIdentity(
+        name=_one(annotations, (*_PODS, _OWN_NAME)),
+        namespace=_one(annotations, (*_NAMESPACES, _OWN_NAMESPACE)),
+        labels=labels,
+        container_name=container or ("" if managed else container_id),
+        image=_one(annotations, _IMAGES),
+    )
+
+
+def select(policy_set: PolicySet, identity: WorkloadIdentity) -> Selection:
+    """Choose the policies of a container and join their rules (not resolved yet).
+
+    Raises SelectionError when no policy covers it and the bundle's default is deny.
+    """
+    covering = [policy for policy in policy_set.policies if policy.selector.matches(policy.namespace, identity)]
+    if covering:
+        written = tuple(rule for policy in covering for rule in policy.rules)
+        rule_set = RuleSet((*written, *implied_rules(written)), policy_set.posture)
+        return Selection(rule_set, tuple(policy.name for policy in covering))
+    match policy_set.default:
+        case "allow":
+            return Selection(RuleSet((), Verdict.ALLOW), ())
+        case "audit":
+            return Selection(RuleSet((_audited(policy_set),), Verdict.AUDIT), ())
+        case _:
+            message = (
+                f"no policy of bundle {policy_set.name} covers container {identity.container_name or '(unnamed)'} in "
+                f"namespace {identity.namespace or '(none)'}, and the bundle's default is deny; add a policy that "
+                "selects it, or correct the container's labels"
+            )
+            raise SelectionError(message)
+
+
+def _audited(policy_set: PolicySet) -> Rule:
+    """Give the rule of the default "audit": every program start is told, nothing is refused."""
+    return Rule(
+        Section.PROCESS,
+        ObjectKind.DIRECTORY,
+        "/",
+        Action.AUDIT,
+        Origin(policy=f"(default of bundle {policy_set.name})", field="default"),
+        recursive=True,
+        operations=(Operation.EXECUTE,),
+        message="no policy covers this workload",
+    )
+
+
+def _one(annotations: Mapping[str, str], keys: tuple[str, ...]) -> str:
+    """Give the one value that several annotations agree on, "" when none is set."""
+    found = {annotations[key] for key in keys if annotations.get(key)}
+    if len(found) > 1:
+        present = ", ".join(key for key in keys if annotations.get(key))
+        message = f"the annotations {present} contradict each other, expected one value"
+        raise SelectionError(message)
+    return found.pop() if found else ""
+
+
+def _crio_labels(annotations: Mapping[str, str]) -> dict[str, str]:
+    text = annotations.get(_CRIO_LABELS)
+    if not text:
+        return {}
+    try:
+        labels = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        message = f"annotation {_CRIO_LABELS} is no JSON, expected an object of labels"
+        raise SelectionError(message) from error
+    if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
+        message = f"annotation {_CRIO_LABELS} is no object of strings, expected labels"
+        raise SelectionError(message)
+    return labels
+
+
+def _policy(value: object) -> Policy:
+    if not isinstance(value, dict):
+        message = f"found {type(value).__name__}, expected a policy"
+        raise ValueError(message)  # noqa: TRY004 - a malformed record, not a wrong argument
+    labels, within, without, container_name = value["selector"]
+    selector = Selector(
+        tuple((str(key), str(content)) for key, content in labels),
+        tuple(str(pair) for pair in within),
+        tuple(str(pair) for pair in without),
+        None if container_name is None else str(container_name),
+    )
+    rules = tuple(rule_from_json(rule) for rule in value["rules"])
+    return Policy(str(value["name"]), str(value["namespace"]), selector, rules)
