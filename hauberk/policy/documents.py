@@ -194,7 +194,7 @@ class _Reader:
             self.problems.append(failed)
         return documents
 
-    def node(self, event: Any, events: Iterator[Any], *, depth: int) -> _Node | None:
+    def node(self, event: Any, events: Iterator[Any], *, depth: int) -> _Node | None:  # noqa: ANN401 - untyped library
         """Build the node that starts with ``event``; None where its content was refused."""
         import yaml  # noqa: PLC0415
 
@@ -248,7 +248,7 @@ class _Reader:
         if tag not in (None, "!", *(_TAG + name for name in allowed)):
             self.problem(place, f"the tag {tag!r}", "a plain value", "Remove the tag")
 
-    def scalar(self, event: Any, place: Place) -> _Node | None:
+    def scalar(self, event: Any, place: Place) -> _Node | None:  # noqa: ANN401 - untyped library
         text = event.value
         tag = event.tag
         if tag is not None and tag != "!" and tag not in _SCALAR_TAGS:

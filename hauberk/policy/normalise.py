@@ -89,7 +89,7 @@ def covering(policies: Iterable[Policy], workload: WorkloadIdentity) -> tuple[Po
 def build(policies: Iterable[Policy], posture: Verdict = Verdict.DENY) -> RuleSet:
     """Give the rule set of policies already selected: their rules, and what Hauberk implies."""
     written = tuple(rule for policy in policies for rule in rules(policy))
-    return RuleSet((*written, *implied_rules(written)), posture)
+    return RuleSet((*written, *implied_rules(written, posture)), posture)
 
 
 def rule_set(policies: Iterable[Policy], workload: WorkloadIdentity, posture: Verdict = Verdict.DENY) -> RuleSet | None:

@@ -137,6 +137,7 @@ class RootResolver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Close every descriptor."""
         self.close()
 
     def close(self) -> None:
@@ -179,8 +180,8 @@ class RootResolver:
             links += 1
             if links > MAXIMUM_LINKS:
                 message = (
-                    f"found more than {MAXIMUM_LINKS} symbolic links on the way of {path!r}, expected a path that leads somewhere. "
-                    "Remove the loop from the image, or the rule from the policy"
+                    f"found more than {MAXIMUM_LINKS} symbolic links on the way of {path!r}, expected a path that leads "
+                    "somewhere. Remove the loop from the image, or the rule from the policy"
                 )
                 raise FactsError(message)
             if entry.target.startswith(b"/"):
@@ -214,9 +215,7 @@ class RootResolver:
         return tuple(found)
 
     def listing(self, directory: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
-        """Give path and status of each entry of a resolved directory; nothing where there is none, or a link on the
-        way.
-        """
+        """Give path and status of each entry of a resolved directory; nothing where there is none."""
         if self._entry_at(directory).kind != "directory":
             return
         descriptor = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory(directory))
@@ -341,7 +340,7 @@ class _Search:
             self.visited += 1
             if self.visited > MAXIMUM_ENTRIES:
                 message = (
-                    f"found more than {MAXIMUM_ENTRIES} directory entries below {rule.value!r} and the rules before it, "
+                    f"found more than {MAXIMUM_ENTRIES} directory entries below {rule.value!r} and the rules before, "
                     f"expected fewer: rule {rule.origin.policy} {rule.origin.field} cannot be checked for hard links. "
                     "Name a smaller directory"
                 )

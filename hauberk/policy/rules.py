@@ -15,6 +15,9 @@ Invariants:
 * A section (``process``, ``file``) is a deny list until one Allow rule of that section exists; then what
   no rule matches gets the posture.
 * Rules that Hauberk implies (``implied``) never turn a section into an allow-list.
+* An answer depends on the rules that match and on nothing else of the path, and of a directory or pattern only on the
+  order of the
+  literal prefixes. Planners rely on this to ask once for many paths.
 """
 
 from __future__ import annotations
@@ -111,7 +114,7 @@ class Rule:
     implied: bool = False
 
     def effect(self, operation: Operation, *, owner: bool) -> Verdict | None:
-        """What the rule says about an operation on an object it matches; None when it says nothing."""
+        """Give what the rule says about an operation on an object it matches; None when it says nothing."""
         if operation not in (self.operations or OPERATIONS_OF[self.section]):
             return None
         narrowed = (self.owner_only and not owner) or (self.read_only and operation is Operation.WRITE)
@@ -142,9 +145,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class RuleSet:
-    """All rules of one workload, with the default for what an allow-list leaves unmatched (``Verdict`` of the
-    posture).
-    """
+    """All rules of one workload. ``posture`` is the verdict on what an allow-list leaves unmatched."""
 
     rules: tuple[Rule, ...]
     posture: Verdict = Verdict.DENY
@@ -154,8 +155,20 @@ class RuleSet:
         return any(rule.section is section and rule.action is Action.ALLOW and not rule.implied for rule in self.rules)
 
     def privileged_sources(self) -> frozenset[str]:
-        """Executables to which some Allow rule grants what others may not do: their identity is worth stealing."""
-        return frozenset(source for rule in self.rules if rule.action is Action.ALLOW for source in rule.sources)
+        """Give the executables to which some rule grants what others may not do: their identity is worth stealing."""
+        return _privileged(self.rules)
+
+
+def _privileged(rules: Iterable[Rule]) -> frozenset[str]:
+    """Give the sources of Allow rules, and of Audit rules, which let pass too, where their section can refuse."""
+    written = [rule for rule in rules if not rule.implied]
+    refusing = {rule.section for rule in written if rule.action is not Action.AUDIT}
+    return frozenset(
+        source
+        for rule in written
+        if rule.action is Action.ALLOW or (rule.action is Action.AUDIT and rule.section in refusing)
+        for source in rule.sources
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +187,7 @@ def decide(
     """Decide an operation on an object, given the rules whose object matches it.
 
     ``source`` is the resolved path of the acting executable (for EXECUTE the one that calls exec), ``owner`` whether
-    the
-    acting fsuid owns the object. Rules whose ``sources`` do not contain the source are taken as not matching.
+    the acting fsuid owns the object. Rules whose ``sources`` do not contain the source are taken as not matching.
     """
     section = SECTION_OF[operation]
     applicable: list[tuple[tuple[int, int, int, int], Rule, Verdict]] = []
@@ -189,29 +201,54 @@ def decide(
             continue
         effect = rule.effect(operation, owner=owner)
         if effect is None:
-            lost.append((rule, f"says nothing about {operation.value} here"))
+            lost.append((rule, f"says nothing about {operation.value}{' by the owner' if rule.owner_only else ''}"))
             continue
         applicable.append(((*rule.specificity(), int(effect)), rule, effect))
+    applicable.sort(key=lambda entry: entry[0], reverse=True)
     if applicable:
-        applicable.sort(key=lambda entry: entry[0], reverse=True)
-        _, winner, verdict = applicable[0]
-        losers = tuple((rule, "less specific, or weaker for the same object") for _, rule, _ in applicable[1:])
-        return Decision(verdict, winner, "rule", losers + tuple(lost))
-    if operation is Operation.MAP and source in rule_set.privileged_sources():
-        # What a source with rights of its own maps, becomes that source: only what the workload cannot have written.
-        write = decide(rule_set, matching, Operation.WRITE, source=None, owner=True)
-        if write.verdict is not Verdict.DENY:
-            return Decision(
-                Verdict.DENY,
-                None,
-                "a source with rights of its own maps only files the workload cannot write",
-                tuple(lost),
-            )
-    if rule_set.is_allow_list(section):
-        return Decision(
-            rule_set.posture, None, f"no {section.value} rule matches and the section is an allow-list", tuple(lost)
-        )
-    return Decision(Verdict.ALLOW, None, f"no {section.value} rule matches and the section is a deny list", tuple(lost))
+        key, winner, verdict = applicable[0]
+        losers = (*((rule, _why_weaker(key, other)) for other, rule, _ in applicable[1:]), *lost)
+        decision = Decision(verdict, winner, "rule", losers)
+    elif rule_set.is_allow_list(section):
+        reason = f"no {section.value} rule matches and the section is an allow-list"
+        decision = Decision(rule_set.posture, None, reason, tuple(lost))
+    else:
+        reason = f"no {section.value} rule matches and the section is a deny list"
+        decision = Decision(Verdict.ALLOW, None, reason, tuple(lost))
+    if operation is Operation.MAP and decision.verdict is not Verdict.DENY:
+        return _map_by_privileged(rule_set, matching, source, decision)
+    return decision
+
+
+def _map_by_privileged(
+    rule_set: RuleSet, matching: tuple[Rule, ...], source: str | None, decision: Decision
+) -> Decision:
+    """Restrict what a source with rights of its own maps.
+
+    What is mapped becomes that source, so the workload must not have made it. A rule that names the source is the
+    author's own word that it may.
+    """
+    if source not in rule_set.privileged_sources() or (decision.rule is not None and decision.rule.sources):
+        return decision
+    if decide(rule_set, matching, Operation.WRITE, source=None, owner=True).verdict is Verdict.DENY:
+        return decision
+    lost = decision.lost if decision.rule is None else ((decision.rule, "does not name the source"), *decision.lost)
+    reason = "a source with rights of its own maps only what the workload cannot write, or what a rule for it allows"
+    return Decision(Verdict.DENY, None, reason, lost)
+
+
+def _why_weaker(winner: tuple[int, int, int, int], loser: tuple[int, int, int, int]) -> str:
+    """Say at which step of the order of precedence a rule lost."""
+    reasons = (
+        "not limited to the source, unlike the deciding rule",
+        "names the object less exactly",
+        "has the shorter literal prefix",
+        "is the weaker action for the same object",
+    )
+    return next(
+        (reason for reason, theirs, mine in zip(reasons, winner, loser, strict=True) if theirs != mine),
+        "says the same",
+    )
 
 
 LIBRARY_DIRECTORIES = (
@@ -226,45 +263,63 @@ LIBRARY_DIRECTORIES = (
 )
 
 
-def implied_rules(rules: Iterable[Rule]) -> tuple[Rule, ...]:
-    """Rules that follow from the author's.
-
-    What an allow-list of programs must still map, what a trusted source relies on.
+def implied_rules(rules: Iterable[Rule], posture: Verdict = Verdict.DENY) -> tuple[Rule, ...]:
+    """Give the rules that follow from the author's.
 
     * Shared objects in the system's library directories may be mapped executable, unless a rule says otherwise:
       an allow-list of programs lists programs, not libraries.
+    * Where there is an allow-list of programs (and ``posture`` refuses the rest), those shared objects may not be
+      changed: else what is not on the list runs as a library of what is.
     * If some source is granted rights of its own, its executable and the library directories are read-only: who can
       replace them can act as that source.
+
+    An author's rule that is more specific prevails, as everywhere.
     """
     rules = tuple(rules)
-    origin = Origin(policy="(implied)", field="")
+    libraries = [f"{directory}/**.so{suffix}" for directory in LIBRARY_DIRECTORIES for suffix in ("", ".*")]
     implied = [
-        Rule(
-            Section.PROCESS, ObjectKind.PATTERN, f"{directory}/**.so{suffix}", Action.ALLOW, origin,
-            operations=(Operation.MAP,), implied=True, message="shared libraries may be mapped",
+        _implied(
+            Section.PROCESS,
+            ObjectKind.PATTERN,
+            library,
+            Action.ALLOW,
+            "shared libraries may be mapped",
+            (Operation.MAP,),
         )
-        for directory in LIBRARY_DIRECTORIES
-        for suffix in ("", ".*")
-    ]  # fmt: skip
-    privileged = sorted({source for rule in rules if rule.action is Action.ALLOW for source in rule.sources})
+        for library in libraries
+    ]
+    privileged = sorted(_privileged(rules))
     if privileged:
         message = "what a source with rights of its own is made of may not be changed"
         implied += [
-            Rule(Section.FILE, ObjectKind.DIRECTORY, f"{directory}/", Action.BLOCK, origin,
-                 recursive=True, read_only=True, implied=True, message=message)
+            _implied(Section.FILE, ObjectKind.DIRECTORY, f"{directory}/", Action.BLOCK, message)
             for directory in LIBRARY_DIRECTORIES
-        ]  # fmt: skip
-        implied += [
-            Rule(
-                Section.FILE,
-                ObjectKind.PATH,
-                source,
-                Action.BLOCK,
-                origin,
-                read_only=True,
-                implied=True,
-                message=message,
-            )
-            for source in privileged
         ]
+        implied += [_implied(Section.FILE, ObjectKind.PATH, source, Action.BLOCK, message) for source in privileged]
+    elif posture is Verdict.DENY and RuleSet(rules).is_allow_list(Section.PROCESS):
+        message = "what an allow-list of programs may map may not be changed"
+        implied += [_implied(Section.FILE, ObjectKind.PATTERN, library, Action.BLOCK, message) for library in libraries]
     return tuple(implied)
+
+
+def _implied(  # noqa: PLR0913, PLR0917 - the parts of a rule
+    section: Section,
+    kind: ObjectKind,
+    value: str,
+    action: Action,
+    message: str,
+    operations: tuple[Operation, ...] = (),
+) -> Rule:
+    """Make an implied rule; Block means "read only" here, for directories with all that is below."""
+    return Rule(
+        section=section,
+        kind=kind,
+        value=value,
+        action=action,
+        origin=Origin(policy="(implied)", field=""),
+        recursive=kind is ObjectKind.DIRECTORY,
+        read_only=action is Action.BLOCK,
+        message=message,
+        operations=operations,
+        implied=True,
+    )

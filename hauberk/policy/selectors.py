@@ -95,9 +95,7 @@ def name_list(value: str) -> tuple[str, ...] | None:
 
 
 def check_container_name(value: str) -> None:
-    """Raise :class:`ExpressionError` if the special label's value is neither a list of names nor a usable
-    expression.
-    """
+    """Raise :class:`ExpressionError` unless the special label's value is a list of names or a usable expression."""
     names = name_list(value)
     if names is None:
         parse_expression(value)
