@@ -1,0 +1,1788 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * The kernel's half of the bpf_lsm engine.
+ *
+ * One walk (`locate`) gives the absolute path of an object, up to the root of its mount namespace: never relative to
+ * fs->root, so chroot changes nothing. It runs under the rename_lock sequence count, so a rename during the walk makes it
+ * start again. One automaton per workload (`classify`) turns the path into a class; one table turns (class, source,
+ * operation, owner) into a verdict. What cannot be told is refused.
+ *
+ * A task's identity (`mark`) is fixed when it execs and inherited at fork, in task storage. A task whose cgroup is
+ * registered is armed by its first exec there; before that it is the container runtime, which must still mount and open.
+ *
+ * Every program is non-sleepable: on Linux 6.1 the trampoline of a sleepable program skips it while another task is
+ * inside it on the same CPU, which would be an open door (kernel/bpf/trampoline.c, prog->active).
+ */
+#include <linux/bpf.h>
+#include <linux/errno.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
+
+#include "hauberk.bpf.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* ---- the few kernel types we look at; CO-RE finds the real offsets ---- */
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+typedef struct {
+	__u32 val;
+} kuid_t;
+
+struct ns_common {
+	unsigned int inum;
+};
+struct mnt_namespace {
+	struct ns_common ns;
+};
+struct super_block {
+	__u32 s_dev;
+	unsigned long s_flags;
+};
+struct inode {
+	__u16 i_mode;
+	kuid_t i_uid;
+	__u32 i_rdev;
+	unsigned long i_ino;
+	struct super_block *i_sb;
+};
+struct qstr {
+	union {
+		struct {
+			__u32 hash;
+			__u32 len;
+		};
+	};
+	const unsigned char *name;
+};
+struct dentry {
+	struct dentry *d_parent;
+	struct qstr d_name;
+	struct inode *d_inode;
+	struct super_block *d_sb;
+};
+struct vfsmount {
+	struct dentry *mnt_root;
+	struct super_block *mnt_sb;
+};
+struct mount {
+	struct mount *mnt_parent;
+	struct dentry *mnt_mountpoint;
+	struct vfsmount mnt;
+	struct mnt_namespace *mnt_ns;
+	int mnt_id;
+};
+struct path {
+	struct vfsmount *mnt;
+	struct dentry *dentry;
+};
+struct file {
+	struct path f_path;
+	struct inode *f_inode;
+	unsigned int f_flags;
+	unsigned int f_mode;
+};
+/* Linux 6.5 and later: what overlayfs maps; f_path is then the layer's, user_path the one the workload opened. */
+struct backing_file {
+	struct path user_path;
+};
+struct linux_binprm {
+	struct file *file;
+};
+struct vm_area_struct {
+	struct file *vm_file;
+};
+struct fs_struct {
+	struct path root;
+};
+struct nsproxy {
+	struct mnt_namespace *mnt_ns;
+};
+struct cred {
+	kuid_t fsuid;
+};
+struct mm_struct;
+struct task_struct {
+	int pid;
+	int tgid;
+	struct mm_struct *mm;
+	struct task_struct *real_parent;
+	struct task_struct *group_leader;
+	const struct cred *cred;
+	struct fs_struct *fs;
+	struct nsproxy *nsproxy;
+};
+struct upid {
+	int nr;
+};
+struct pid {
+	struct upid numbers[1];
+};
+struct sock {
+	struct pid *sk_peer_pid;
+};
+struct bpf_map {
+	__u32 id;
+};
+
+#pragma clang attribute pop
+
+#define SB_KERNMOUNT (1ul << 22)
+#define MODE_WRITE 0x2u         /* FMODE_WRITE */
+#define MODE_READ 0x1u          /* FMODE_READ */
+#define MODE_BACKING (1u << 25) /* FMODE_BACKING */
+#define FLAG_EXEC 0x20u         /* __FMODE_EXEC in f_flags: never settable from user space */
+#define FLAG_TRUNC 01000u       /* O_TRUNC */
+#define PROTECT_EXEC 0x4ul
+#define INODE_TYPE 0170000
+#define INODE_FIFO 0010000
+#define INODE_CHARACTER 0020000
+#define INODE_DIRECTORY 0040000
+
+extern const void rename_lock __ksym;
+
+/* ---- maps ---- */
+struct mark {
+	__u32 kind;
+	__u32 slot;
+	__u32 workload;
+	__u32 source; /* source id in the workload's table */
+	__u32 device; /* of the executable */
+	__u32 self;   /* MARK_MANAGER: the executable is a manager itself, not one of its helpers */
+	__u64 inode;
+	char path[SOURCE_BYTES];
+};
+
+/* What the exec in progress will make of the task; taken over by committing_creds. */
+struct pending {
+	__u64 program; /* the linux_binprm it belongs to */
+	__u32 helper;  /* the first file of this exec is a helper, so its interpreter may follow */
+	__u32 pad;
+	struct mark mark;
+	struct mark outside; /* stands for the runtime, which is none of the policy's sources */
+};
+
+/* An object as the kernel names it. Pointers as numbers: the functions that take it are verified on their own. */
+struct where {
+	__u64 mnt;
+	__u64 dentry;
+	__u32 mount_namespace;
+	__u32 start; /* out: of the path in scratch, for PLACE_KNOWN */
+};
+
+/* One of the two names of a link or rename. */
+struct name {
+	struct where where;
+	__u64 file;
+	__u64 process;
+	__u64 below_file;
+	__u64 below_process;
+	__u32 file_state;
+	__u32 process_state;
+	__u32 known;
+	__u32 pad;
+};
+
+/* Room for one check of one task; too much for the BPF stack. */
+struct scratch {
+	__u8 path[PATH_BUFFER + PATH_SLACK];
+	struct name old;
+	struct name new;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct mark);
+} marks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct pending);
+} pendings SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct scratch);
+} scratches SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct event);
+} reports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_WORKLOADS);
+	__type(key, __u64);
+	__type(value, __u32);
+} cgroups SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_WORKLOADS);
+	__type(key, __u32);
+	__type(value, struct workload);
+} workloads SEC(".maps");
+
+struct table {
+	__u64 word[TABLE_WORDS];
+};
+
+/* max_entries is set at load time from the agent's configuration */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct table);
+} tables SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct gate);
+} gate SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct agent);
+} agent SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct seal);
+} seal SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 256);
+	__type(key, struct executable);
+	__type(value, __u32);
+} executables SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 64);
+	__type(key, __u64);
+	__type(value, __u32);
+} service_cgroups SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 64);
+	__type(key, __u32);
+	__type(value, __u32);
+} guarded_mounts SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 64);
+	__type(key, __u32);
+	__type(value, __u32);
+} guarded_maps SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} events SEC(".maps");
+
+enum counter { COUNTER_EVENTS, COUNTER_LOST, COUNTER_RETRIES, COUNTER_UNTOLD, COUNTERS };
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, COUNTERS);
+	__type(key, __u32);
+	__type(value, __u64);
+} counters SEC(".maps");
+
+/* ---- small things ---- */
+#define VERDICT_ALLOW 0u
+#define VERDICT_AUDIT 1u
+#define VERDICT_DENY 2u
+
+static __always_inline __u32 worse(__u32 one, __u32 other)
+{
+	return one > other ? one : other;
+}
+
+static __always_inline void count(__u32 which)
+{
+	__u64 *value = bpf_map_lookup_elem(&counters, &which);
+
+	if (value)
+		__sync_fetch_and_add(value, 1);
+}
+
+static __always_inline struct task_struct *self(void)
+{
+	return (struct task_struct *)bpf_get_current_task_btf();
+}
+
+static __always_inline struct mark *mark_of(struct task_struct *task)
+{
+	return bpf_task_storage_get(&marks, task, 0, 0);
+}
+
+static __always_inline struct gate *the_gate(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&gate, &zero);
+}
+
+static __always_inline int sealed(void)
+{
+	struct gate *g = the_gate();
+
+	return !g || g->mode == GATE_SEALED;
+}
+
+/* The workload a mark belongs to; NULL once it has been let go: such a task may do nothing any more. */
+static __always_inline struct workload *workload_of(struct mark *mark)
+{
+	__u32 slot = mark->slot;
+	struct workload *workload = bpf_map_lookup_elem(&workloads, &slot);
+
+	if (!workload || workload->id == 0 || workload->id != mark->workload)
+		return 0;
+	return workload;
+}
+
+static __always_inline struct table *table_of(struct workload *workload)
+{
+	__u32 region = workload->region;
+
+	return bpf_map_lookup_elem(&tables, &region);
+}
+
+static __always_inline struct mount *mount_of(const struct vfsmount *mnt)
+{
+	return (struct mount *)((void *)mnt - bpf_core_field_offset(struct mount, mnt));
+}
+
+/* ---- the walk ---- */
+enum place {
+	PLACE_KNOWN,    /* a path in the workload's mount namespace, in scratch->path[start .. PATH_BUFFER) */
+	PLACE_NAMELESS, /* pipe, socket, memfd, anonymous inode: the kernel's own mounts */
+	PLACE_INTERNAL, /* a layer, opened by overlayfs itself; the workload's own open was judged before */
+	PLACE_FOREIGN,  /* on a mount of another namespace, or of none */
+	PLACE_UNKNOWN,  /* disconnected, too long, or renamed faster than it can be read */
+};
+
+struct walk {
+	struct scratch *scratch;
+	__u64 dentry;
+	__u64 mount;
+	__u64 root; /* mnt_root of that mount */
+	__u32 start;
+	__u32 done;
+	__u32 failed;
+};
+
+static __always_inline int walk_step(struct walk *walk, struct scratch *scratch)
+{
+	struct dentry *dentry = (struct dentry *)walk->dentry;
+	struct dentry *parent;
+	struct qstr name;
+	__u32 length, start;
+
+	if (walk->dentry == walk->root) {
+		struct mount *mount = (struct mount *)walk->mount;
+		struct mount *above = BPF_CORE_READ(mount, mnt_parent);
+
+		if (above == mount || !above) {
+			walk->done = 1;
+			return 1;
+		}
+		walk->dentry = (__u64)BPF_CORE_READ(mount, mnt_mountpoint);
+		walk->mount = (__u64)above;
+		walk->root = (__u64)BPF_CORE_READ(above, mnt.mnt_root);
+		return 0;
+	}
+	parent = BPF_CORE_READ(dentry, d_parent);
+	if (parent == dentry || !parent) {
+		walk->failed = 1; /* open_by_handle_at of a disconnected dentry, or a file system torn off */
+		return 1;
+	}
+	bpf_core_read(&name, sizeof(name), &dentry->d_name);
+	length = name.len;
+	start = walk->start;
+	if (length == 0 || length > 255 || start > PATH_BUFFER || start < length + 1) {
+		walk->failed = 1;
+		return 1;
+	}
+	start -= length;
+	if (start > PATH_BUFFER) {
+		walk->failed = 1;
+		return 1;
+	}
+	length &= 255;
+	if (bpf_probe_read_kernel(&scratch->path[start], length, name.name)) {
+		walk->failed = 1;
+		return 1;
+	}
+	start -= 1;
+	if (start > PATH_BUFFER) {
+		walk->failed = 1;
+		return 1;
+	}
+	scratch->path[start] = '/';
+	walk->start = start;
+	walk->dentry = (__u64)parent;
+	return 0;
+}
+
+static long walk_steps(__u32 index, void *data)
+{
+	struct walk *walk = data;
+	struct scratch *scratch = walk->scratch;
+
+	for (int i = 0; i < 8; i++)
+		if (walk_step(walk, scratch))
+			return 1;
+	return 0;
+}
+
+static __always_inline __u32 rename_sequence(void)
+{
+	__u32 sequence = 1;
+
+	/* seqlock_t begins with its sequence count (include/linux/seqlock_types.h) */
+	bpf_probe_read_kernel(&sequence, sizeof(sequence), &rename_lock);
+	return sequence;
+}
+
+static long walk_try(__u32 index, void *data)
+{
+	struct walk *walk = data;
+	__u64 dentry = walk->dentry, mount = walk->mount, root = walk->root;
+	__u32 before = rename_sequence();
+
+	if (!(before & 1)) {
+		walk->start = PATH_BUFFER;
+		walk->done = 0;
+		walk->failed = 0;
+		bpf_loop(PATH_BUFFER / 2 / 8 + 64, walk_steps, walk, 0);
+		if (rename_sequence() == before)
+			return 1;
+	}
+	count(COUNTER_RETRIES);
+	walk->dentry = dentry;
+	walk->mount = mount;
+	walk->root = root;
+	walk->done = 0;
+	return 0;
+}
+
+
+/* Where an object is, for a workload of that mount namespace. */
+__noinline int locate(struct scratch *scratch, struct where *where)
+{
+	struct walk walk = {};
+	struct vfsmount *mnt;
+	struct mount *mount;
+	struct mnt_namespace *namespace;
+
+	if (!scratch || !where)
+		return PLACE_UNKNOWN;
+	mnt = (struct vfsmount *)where->mnt;
+	mount = mount_of(mnt);
+	namespace = BPF_CORE_READ(mount, mnt_ns);
+	if (!namespace || (__u64)namespace >= (__u64)-4095) {
+		if (BPF_CORE_READ(mnt, mnt_sb, s_flags) & SB_KERNMOUNT)
+			return PLACE_NAMELESS;
+		/* clone_private_mount() marks its mounts MNT_NS_INTERNAL, ERR_PTR(-EINVAL); a lazily unmounted one has none */
+		return (__s64)namespace == -EINVAL ? PLACE_INTERNAL : PLACE_FOREIGN;
+	}
+	if (BPF_CORE_READ(namespace, ns.inum) != where->mount_namespace)
+		return PLACE_FOREIGN;
+	walk.scratch = scratch;
+	walk.dentry = where->dentry;
+	walk.mount = (__u64)mount;
+	walk.root = (__u64)BPF_CORE_READ(mnt, mnt_root);
+	bpf_loop(32, walk_try, &walk, 0);
+	if (!walk.done || walk.failed)
+		return PLACE_UNKNOWN;
+	if (walk.start == PATH_BUFFER) { /* the root itself */
+		walk.start = PATH_BUFFER - 1;
+		scratch->path[PATH_BUFFER - 1] = '/';
+	}
+	where->start = walk.start;
+	return PLACE_KNOWN;
+}
+
+/* ---- the automaton ---- */
+struct automaton {
+	struct table *table;
+	struct scratch *scratch;
+	__u32 base; /* word offset of the table in its region */
+	__u32 states;
+	__u32 transitions;
+	__u32 sinks;
+	__u32 state;
+	__u32 position;
+	__u32 failed;
+};
+
+/* Header of the table as 16 u32, two to a word: see guest_agent/engines/bpf_lsm/plan.py. */
+enum header_word { HEADER_MAGIC, HEADER_START, HEADER_SINKS, HEADER_STATES, HEADER_OUTPUTS, HEADER_TRANSITIONS, HEADER_VERDICTS };
+
+static long automaton_steps(__u32 index, void *data)
+{
+	struct automaton *automaton = data;
+	struct table *table = automaton->table;
+	struct scratch *scratch = automaton->scratch;
+	__u32 state = automaton->state, position = automaton->position, sinks = automaton->sinks;
+	__u32 states = automaton->states, transitions = automaton->transitions;
+	long stop = 0;
+
+	for (int i = 0; i < 64; i++) {
+		__u32 at, other, difference;
+		__u64 entry, transition;
+
+		barrier_var(position); /* keeps the bound and the use of it in one register, which the verifier wants */
+		if (position >= PATH_BUFFER || state < sinks) {
+			stop = 1;
+			break;
+		}
+		at = states + state;
+		barrier_var(at);
+		if (at >= TABLE_WORDS) {
+			automaton->failed = 1;
+			return 1;
+		}
+		entry = table->word[at];
+		/* the planner leaves room for every byte behind every base */
+		at = transitions + (__u32)entry + scratch->path[position];
+		barrier_var(at);
+		if (at >= TABLE_WORDS) {
+			automaton->failed = 1;
+			return 1;
+		}
+		transition = table->word[at];
+		/* next = check == state ? target : default, without a branch: 64 of them would be 2^64 paths to verify */
+		difference = (__u32)transition ^ state;
+		difference = (difference | -difference) >> 31;
+		barrier_var(difference);
+		other = difference - 1;
+		state = ((__u32)(transition >> 32) & other) | ((__u32)(entry >> 32) & ~other);
+		position++;
+	}
+	automaton->state = state;
+	automaton->position = position;
+	return stop;
+}
+
+#define OUTPUT_FAILED (~0ull)
+
+static __always_inline __u64 word_at(struct table *table, __u32 at)
+{
+	barrier_var(at);
+	return at < TABLE_WORDS ? table->word[at] : OUTPUT_FAILED;
+}
+
+/*
+ * Output word of the state the path at scratch->path[start ..] leads to (u16 class, source, below, flags), OUTPUT_FAILED if the
+ * table is not sound. With BELOW, of the path with "/" behind it. lookup->state is the state itself.
+ */
+struct lookup {
+	__u32 base;  /* word offset of the table in its region */
+	__u32 start; /* of the path in scratch */
+	__u32 mode;
+	__u32 state; /* out: where it led */
+};
+
+#define FILE_RULES 0u
+#define PROCESS_RULES 1u
+#define BELOW 2u
+
+__noinline __u64 classify(struct table *table, struct scratch *scratch, struct lookup *lookup)
+{
+	struct automaton automaton = {};
+	__u64 word;
+	__u32 outputs, count_of_states, base, start, mode;
+
+	if (!table || !scratch || !lookup)
+		return OUTPUT_FAILED;
+	base = lookup->base;
+	start = lookup->start;
+	mode = lookup->mode;
+	if (base >= TABLE_WORDS - 8)
+		return OUTPUT_FAILED;
+	word = word_at(table, base + HEADER_MAGIC);
+	if ((__u32)word != TABLE_MAGIC)
+		return OUTPUT_FAILED;
+	automaton.table = table;
+	automaton.scratch = scratch;
+	automaton.base = base;
+	word = word_at(table, base + HEADER_START); /* file_start, exec_start */
+	automaton.state = (mode & PROCESS_RULES) ? word >> 32 : (__u32)word;
+	word = word_at(table, base + HEADER_SINKS); /* sinks, n_states */
+	automaton.sinks = word;
+	count_of_states = word >> 32;
+	word = word_at(table, base + HEADER_STATES); /* off_states, off_outputs */
+	automaton.states = base + (__u32)word;
+	outputs = base + (word >> 32);
+	word = word_at(table, base + HEADER_OUTPUTS); /* off_transitions, n_transitions */
+	automaton.transitions = base + (__u32)word;
+	automaton.position = start;
+	bpf_loop(PATH_BUFFER / 64 + 1, automaton_steps, &automaton, 0);
+	if (automaton.failed || (automaton.position < PATH_BUFFER && automaton.state >= automaton.sinks))
+		return OUTPUT_FAILED;
+	if (mode & BELOW) { /* "/" behind it; the root already ends with one */
+		if (automaton.state >= automaton.sinks && start != PATH_BUFFER - 1) {
+			word = word_at(table, automaton.states + automaton.state);
+			if (word == OUTPUT_FAILED)
+				return OUTPUT_FAILED;
+			automaton.position = word >> 32;
+			word = word_at(table, automaton.transitions + (__u32)word + '/');
+			if ((__u32)word == automaton.state)
+				automaton.position = word >> 32;
+			automaton.state = automaton.position;
+		}
+	}
+	lookup->state = automaton.state;
+	if (automaton.state >= count_of_states)
+		return OUTPUT_FAILED;
+	return word_at(table, outputs + automaton.state);
+}
+
+static __always_inline __u32 class_of(__u64 output)
+{
+	return output & 0xffff;
+}
+static __always_inline __u32 source_of(__u64 output)
+{
+	return (output >> 16) & 0xffff;
+}
+static __always_inline __u32 below_of(__u64 output)
+{
+	return (output >> 32) & 0xffff;
+}
+static __always_inline __u32 guarded(__u64 output)
+{
+	return (output >> 48) & 1;
+}
+
+/* All verdict bits of a class for a source; all ones (deny) if the table is not sound. */
+static __always_inline __u64 row_of(struct table *table, __u32 base, __u32 class, __u32 source)
+{
+	__u64 word = word_at(table, base + 5); /* off_verdicts, n_classes */
+	__u32 verdicts = word, classes = word >> 32;
+	__u32 sources = (__u32)word_at(table, base + 6);
+
+	if (class >= classes || source >= sources)
+		return ~0ull;
+	return word_at(table, base + verdicts + class * sources + source);
+}
+
+static __always_inline __u32 verdict_of(__u64 row, __u32 operation, __u32 owner)
+{
+	return (row >> ((operation * 2 + owner) * 2)) & 3;
+}
+
+/* ---- telling ---- */
+struct report {
+	__u32 workload;
+	__u32 verdict;
+	__u32 operation;
+	__u32 detail;
+	__u32 flags;
+	__u32 start; /* of the path in scratch; PATH_BUFFER: none */
+};
+
+static __always_inline struct event *event_begin(struct task_struct *task)
+{
+	return bpf_task_storage_get(&reports, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+}
+
+static __always_inline int event_fill(struct event *event, struct mark *mark, struct report *report)
+{
+	struct task_struct *task = self();
+
+	if (!event || !report)
+		return 0;
+	event->timestamp = bpf_ktime_get_boot_ns();
+	event->workload = report->workload;
+	event->pid = bpf_get_current_pid_tgid() >> 32;
+	event->parent = BPF_CORE_READ(task, real_parent, tgid);
+	event->uid = bpf_get_current_uid_gid();
+	event->verdict = report->verdict;
+	event->operation = report->operation;
+	event->detail = report->detail;
+	event->flags = report->flags;
+	event->path_length = 0;
+	event->other_length = 0;
+	bpf_get_current_comm(event->command, sizeof(event->command));
+	if (mark)
+		bpf_probe_read_kernel(event->source, sizeof(event->source), mark->path);
+	else
+		event->source[0] = 0;
+	return 0;
+}
+
+static __always_inline void event_path(struct event *event, struct scratch *scratch, __u32 start, int other)
+{
+	__u32 length, at = 0;
+
+	if (!scratch || start >= PATH_BUFFER)
+		return;
+	length = PATH_BUFFER - start;
+	if (other) {
+		at = event->path_length;
+		if (at > 3584)
+			at = 3584;
+		if (length > 1023)
+			length = 1023;
+		bpf_probe_read_kernel(&event->data[at], length & 1023, &scratch->path[start]);
+		event->path_length = at;
+		event->other_length = length;
+		return;
+	}
+	if (length > 4095)
+		length = 4095; /* the beginning is what names the rule */
+	bpf_probe_read_kernel(event->data, length & 4095, &scratch->path[start]);
+	event->path_length = length;
+}
+
+static __always_inline void event_send(struct event *event)
+{
+	__u32 size = event->path_length + event->other_length;
+
+	if (size > EVENT_DATA)
+		size = EVENT_DATA;
+	size += __builtin_offsetof(struct event, data);
+	if (size > sizeof(*event))
+		return;
+	if (bpf_ringbuf_output(&events, event, size, 0))
+		count(COUNTER_LOST);
+	else
+		count(COUNTER_EVENTS);
+}
+
+__noinline int tell(struct mark *mark, struct scratch *scratch, struct report *report)
+{
+	struct event *event = event_begin(self());
+
+	if (!event || !report) {
+		count(COUNTER_LOST);
+		return 0;
+	}
+	event_fill(event, mark, report);
+	event_path(event, scratch, report->start, 0);
+	event_send(event);
+	return 0;
+}
+
+/* For what is refused whatever the path: mounts, namespaces, ptrace … */
+static __always_inline int refuse(struct mark *mark, __u32 operation, __u32 detail)
+{
+	struct report report = {
+		.workload = mark ? mark->workload : 0,
+		.verdict = VERDICT_DENY,
+		.operation = operation,
+		.detail = detail,
+		.start = PATH_BUFFER,
+	};
+
+	tell(mark, 0, &report);
+	return -EPERM;
+}
+
+/* ---- judging one object ---- */
+static __always_inline __u32 owner_of(__u64 number)
+{
+	const struct inode *inode = (const struct inode *)number;
+	struct task_struct *task = self();
+
+	if (!inode)
+		return 1; /* being created: it will be the task's */
+	return BPF_CORE_READ(inode, i_uid.val) == BPF_CORE_READ(task, cred, fsuid.val);
+}
+
+static __always_inline struct scratch *scratch_of(struct task_struct *task)
+{
+	return bpf_task_storage_get(&scratches, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+}
+
+/* stdio handed in from outside: fifos, terminals and the harmless memory devices may be opened again */
+static __always_inline int is_stdio(__u64 number)
+{
+	const struct inode *inode = (const struct inode *)number;
+	__u16 mode;
+	__u32 device, major;
+
+	if (!inode)
+		return 0;
+	mode = BPF_CORE_READ(inode, i_mode);
+	if ((mode & INODE_TYPE) == INODE_FIFO)
+		return 1;
+	if ((mode & INODE_TYPE) != INODE_CHARACTER)
+		return 0;
+	device = BPF_CORE_READ(inode, i_rdev);
+	major = device >> 20;
+	device &= 0xfffff;
+	if (major == 1)
+		return device == 3 || device == 5 || device == 7 || device == 8 || device == 9;
+	return major == 5 || (major >= 136 && major <= 143);
+}
+
+/* Which of the two words each side of an access asks about, as bits. */
+#define ASK_EXECUTE (1u << OP_EXECUTE)
+#define ASK_MAP (1u << OP_MAP)
+#define ASK_READ (1u << OP_READ)
+#define ASK_WRITE (1u << OP_WRITE)
+
+struct question {
+	__u64 mnt;
+	__u64 dentry;
+	__u64 inode; /* 0: the object is about to be created */
+	__u32 ask;
+	__u32 detail;
+};
+
+static __always_inline __u32 event_operation(__u32 ask)
+{
+	if (ask & ASK_EXECUTE)
+		return EVENT_EXECUTE;
+	if (ask & ASK_MAP)
+		return EVENT_MAP;
+	return (ask & ASK_WRITE) ? EVENT_WRITE : EVENT_READ;
+}
+
+/*
+ * 0 or -EACCES. `identity`, if given, gets the source id and the path that the object would have as an executable.
+ * Rules that cannot be looked up because the object has no name: data of nameless objects is not the business of path rules,
+ * executing them is refused.
+ */
+__noinline int judge(struct mark *mark, struct workload *workload, struct question *question, struct mark *identity)
+{
+	struct scratch *scratch;
+	struct table *table;
+	struct report report = {};
+	struct lookup lookup = {};
+	struct where where = {.start = PATH_BUFFER};
+	__u32 start, verdict, owner, source, worst = VERDICT_ALLOW, told_operation = 0;
+	__u32 process;
+	__u64 output, row;
+	int place;
+
+	if (!mark || !workload || !question)
+		return -EACCES;
+	process = question->ask & (ASK_EXECUTE | ASK_MAP);
+	if (!(workload->flags & RULES_PATH) && !identity)
+		return 0;
+	scratch = scratch_of(self());
+	if (!scratch) {
+		count(COUNTER_UNTOLD);
+		return -EACCES;
+	}
+	owner = owner_of(question->inode);
+	where.mnt = question->mnt;
+	where.dentry = question->dentry;
+	where.mount_namespace = workload->mount_namespace;
+	place = locate(scratch, &where);
+	start = where.start;
+	if (place == PLACE_INTERNAL)
+		return 0;
+	source = mark->source;
+	report.workload = workload->id;
+	report.detail = question->detail;
+	report.operation = event_operation(question->ask);
+	report.start = PATH_BUFFER;
+	report.verdict = VERDICT_DENY;
+	report.flags = owner ? EVENT_OWNER : 0;
+	if (place != PLACE_KNOWN) {
+		if (!(workload->flags & RULES_PATH))
+			return 0;
+		if (!process && (place == PLACE_NAMELESS || (place == PLACE_FOREIGN && is_stdio(question->inode))))
+			return 0;
+		tell(mark, 0, &report);
+		return -EACCES;
+	}
+	report.start = start;
+	report.flags |= EVENT_PATH_KNOWN;
+	table = table_of(workload);
+	if (!table)
+		return -EACCES;
+	lookup.base = workload->table;
+	lookup.start = start;
+	lookup.mode = process ? PROCESS_RULES : FILE_RULES;
+	output = classify(table, scratch, &lookup);
+	if (output == OUTPUT_FAILED) {
+		tell(mark, scratch, &report);
+		return -EACCES;
+	}
+	if (identity) {
+		__u32 length = PATH_BUFFER - start;
+
+		identity->source = source_of(output);
+		if (length > SOURCE_BYTES - 1)
+			length = SOURCE_BYTES - 1;
+		if (start < PATH_BUFFER)
+			bpf_probe_read_kernel(identity->path, length & (SOURCE_BYTES - 1), &scratch->path[start]);
+		identity->path[length & (SOURCE_BYTES - 1)] = 0;
+	}
+	row = row_of(table, workload->table, class_of(output), source);
+	for (__u32 operation = 0; operation < 4; operation++) {
+		if (!(question->ask & (1u << operation)))
+			continue;
+		verdict = verdict_of(row, operation, owner);
+		if (verdict == VERDICT_ALLOW)
+			continue;
+		if (verdict > worst || !told_operation) {
+			told_operation = operation + 1; /* EVENT_EXECUTE … EVENT_WRITE */
+			worst = worse(worst, verdict);
+		}
+	}
+	if (worst == VERDICT_ALLOW)
+		return 0;
+	report.verdict = worst;
+	report.operation = told_operation;
+	tell(mark, scratch, &report);
+	return worst == VERDICT_AUDIT ? 0 : -EACCES;
+}
+
+/* The armed current task and its workload: 0 = not armed, 1 = armed, negative = armed for a workload that is gone. */
+static __always_inline int armed(struct mark **mark, struct workload **workload)
+{
+	*mark = mark_of(self());
+	if (!*mark || (*mark)->kind != MARK_WORKLOAD)
+		return 0;
+	*workload = workload_of(*mark);
+	if (!*workload)
+		return -EACCES;
+	return 1;
+}
+
+/* ---- exec: the gate, process rules, arming ---- */
+static __always_inline __u32 registered_slot(__u32 *slot)
+{
+	for (int level = 0; level < 32; level++) {
+		__u64 id = bpf_get_current_ancestor_cgroup_id(level);
+		__u32 *found;
+
+		if (!id)
+			return 0;
+		found = bpf_map_lookup_elem(&cgroups, &id);
+		if (found) {
+			*slot = *found;
+			return 1;
+		}
+	}
+	return 0;
+}
+
+static __always_inline int in_service_cgroup(void)
+{
+	for (int level = 0; level < 4; level++) {
+		__u64 id = bpf_get_current_ancestor_cgroup_id(level);
+
+		if (!id)
+			return 0;
+		if (bpf_map_lookup_elem(&service_cgroups, &id))
+			return 1;
+	}
+	return 0;
+}
+
+static __always_inline __u32 executable_kind(const struct inode *inode)
+{
+	struct executable key = {};
+	__u32 *kind;
+
+	key.device = BPF_CORE_READ(inode, i_sb, s_dev);
+	key.inode = BPF_CORE_READ(inode, i_ino);
+	kind = bpf_map_lookup_elem(&executables, &key);
+	return kind ? *kind : 0;
+}
+
+/* For the gate's alerts the path is told in the file's own mount namespace, whichever that is. */
+__noinline int gate_tells(struct mark *mark, struct where *where)
+{
+	struct report report = {.verdict = VERDICT_DENY, .operation = EVENT_GATE, .detail = DETAIL_EXEC, .start = PATH_BUFFER};
+	struct scratch *scratch = scratch_of(self());
+	struct mnt_namespace *namespace;
+	struct mount *mount;
+
+	if (!where || !scratch)
+		return 0;
+	mount = mount_of((struct vfsmount *)where->mnt);
+	namespace = BPF_CORE_READ(mount, mnt_ns);
+	if (namespace && (__u64)namespace < (__u64)-4095)
+		where->mount_namespace = BPF_CORE_READ(namespace, ns.inum);
+	if (mark)
+		report.workload = mark->workload;
+	if (locate(scratch, where) == PLACE_KNOWN) {
+		report.start = where->start;
+		report.flags |= EVENT_PATH_KNOWN;
+	}
+	tell(mark, scratch, &report);
+	return 0;
+}
+
+static __always_inline int gate_refuses(struct mark *mark, struct file *file)
+{
+	struct where where = {};
+
+	where.mnt = (__u64)BPF_CORE_READ(file, f_path.mnt);
+	where.dentry = (__u64)BPF_CORE_READ(file, f_path.dentry);
+	gate_tells(mark, &where);
+	return -EPERM;
+}
+
+/*
+ * Sealed mode, a task that belongs to no registered workload. The guest's own services are known by a positive list: its
+ * root directory, a file of the measured root, below the service manager's cgroups. What a container manager starts
+ * (its lineage is marked) may only be a manager again or one of its helpers; a usermode helper of the kernel only a listed one.
+ */
+static __always_inline int gate_exec(struct mark *mark, struct pending *pending, struct linux_binprm *program)
+{
+	struct gate *g = the_gate();
+	struct task_struct *task = self();
+	struct file *file = BPF_CORE_READ(program, file);
+	struct inode *inode = BPF_CORE_READ(file, f_inode);
+	struct super_block *super = BPF_CORE_READ(inode, i_sb);
+	__u32 device = BPF_CORE_READ(super, s_dev);
+	__u32 kind, measured;
+
+	if (!g || !pending)
+		return -EPERM;
+	kind = executable_kind(inode);
+	measured = device == g->root_device;
+	if (g->mode == GATE_SEALED) {
+		if (mark && mark->kind == MARK_MANAGER) {
+			int copy = mark->self && (BPF_CORE_READ(super, s_flags) & SB_KERNMOUNT); /* runc runs a memfd copy of itself */
+
+			if (!(kind & (EXECUTABLE_MANAGER | EXECUTABLE_HELPER)) && !copy && !(pending->helper && measured))
+				return gate_refuses(mark, file);
+			if (copy)
+				kind |= EXECUTABLE_MANAGER;
+		} else if (!BPF_CORE_READ(task, mm)) {
+			if (!(kind & EXECUTABLE_KERNEL))
+				return gate_refuses(mark, file);
+		} else {
+			struct dentry *root = BPF_CORE_READ(task, fs, root.dentry);
+
+			if (!measured || BPF_CORE_READ(root, d_sb, s_dev) != g->root_device ||
+			    BPF_CORE_READ(root, d_inode, i_ino) != g->root_inode || !in_service_cgroup())
+				return gate_refuses(mark, file);
+		}
+	}
+	if (kind & EXECUTABLE_HELPER)
+		pending->helper = 1;
+	if (mark && mark->kind == MARK_MANAGER) {
+		pending->mark.kind = MARK_MANAGER;
+		pending->mark.self = !!(kind & EXECUTABLE_MANAGER) && !pending->helper;
+	} else if (kind & EXECUTABLE_MANAGER) {
+		pending->mark.kind = MARK_MANAGER;
+		pending->mark.self = 1;
+	}
+	return 0;
+}
+
+SEC("lsm/bprm_check_security")
+int BPF_PROG(check_exec, struct linux_binprm *program)
+{
+	struct task_struct *task = self();
+	struct mark *mark = mark_of(task);
+	struct pending *pending = bpf_task_storage_get(&pendings, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	struct workload *workload = 0;
+	struct question question = {};
+	struct file *file = program->file;
+	struct inode *inode = BPF_CORE_READ(file, f_inode);
+	__u32 slot = 0;
+
+	if (!pending)
+		return -ENOMEM;
+	if (pending->program != (__u64)program) {
+		pending->program = (__u64)program;
+		pending->helper = 0;
+	}
+	__builtin_memset(&pending->mark, 0, __builtin_offsetof(struct mark, path));
+	pending->mark.path[0] = 0;
+	pending->mark.device = BPF_CORE_READ(inode, i_sb, s_dev);
+	pending->mark.inode = BPF_CORE_READ(inode, i_ino);
+
+	if (mark && mark->kind == MARK_WORKLOAD) {
+		workload = workload_of(mark);
+		slot = mark->slot;
+		if (!workload)
+			return refuse(mark, EVENT_EXECUTE, DETAIL_EXEC);
+	} else if (registered_slot(&slot)) {
+		workload = bpf_map_lookup_elem(&workloads, &slot);
+		if (!workload || !workload->id)
+			return -EPERM;
+		/* a task of another mount namespace in the workload's cgroup is not the workload */
+		if (BPF_CORE_READ(task, nsproxy, mnt_ns, ns.inum) != workload->mount_namespace)
+			return gate_refuses(mark, file);
+		mark = &pending->outside;
+		mark->kind = MARK_NONE;
+		mark->source = 0;
+		mark->path[0] = 0;
+		mark->workload = workload->id;
+		mark->slot = slot;
+	} else {
+		return gate_exec(mark, pending, program);
+	}
+	pending->mark.kind = MARK_WORKLOAD;
+	pending->mark.slot = slot;
+	pending->mark.workload = workload->id;
+	question.mnt = (__u64)file->f_path.mnt;
+	question.dentry = (__u64)file->f_path.dentry;
+	question.inode = (__u64)inode;
+	question.ask = ASK_EXECUTE;
+	question.detail = DETAIL_EXEC;
+	return judge(mark, workload, &question, &pending->mark) ? -EACCES : 0;
+}
+
+SEC("lsm/bprm_committing_creds")
+int BPF_PROG(commit_exec, struct linux_binprm *program)
+{
+	struct task_struct *task = self();
+	struct pending *pending = bpf_task_storage_get(&pendings, task, 0, 0);
+	struct mark *mark = mark_of(task);
+
+	if (!pending || pending->program != (__u64)program)
+		return 0;
+	if (pending->mark.kind == MARK_NONE) {
+		if (mark)
+			bpf_task_storage_delete(&marks, task);
+		return 0;
+	}
+	if (!mark)
+		mark = bpf_task_storage_get(&marks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!mark) {
+		/* Past the point where exec can be refused: the program must not run unmarked. */
+		bpf_send_signal(9);
+		return 0;
+	}
+	bpf_probe_read_kernel(mark, sizeof(*mark), &pending->mark);
+	pending->program = 0;
+	return 0;
+}
+
+SEC("lsm/task_alloc")
+int BPF_PROG(inherit, struct task_struct *child, unsigned long clone_flags)
+{
+	struct task_struct *task = self();
+	struct mark *mark = mark_of(task), *copy;
+
+	if (!mark) /* a thread of a manager that was running before us is known by its leader's mark */
+		mark = bpf_task_storage_get(&marks, task->group_leader, 0, 0);
+	if (!mark || mark->kind == MARK_NONE)
+		return 0;
+	copy = bpf_task_storage_get(&marks, child, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!copy)
+		return -ENOMEM;
+	bpf_probe_read_kernel(copy, sizeof(*copy), mark);
+	return 0;
+}
+
+/* ---- executable mappings ---- */
+static __always_inline int map_executable(struct file *file, __u32 detail)
+{
+	struct mark *mark = mark_of(self());
+	struct workload *workload;
+	struct question question = {};
+	struct inode *inode;
+
+	if (!mark || mark->kind == MARK_NONE)
+		return 0;
+	inode = BPF_CORE_READ(file, f_inode);
+	if (mark->kind == MARK_MANAGER) {
+		struct gate *g = the_gate();
+		struct super_block *super = BPF_CORE_READ(inode, i_sb);
+
+		/* a host that chooses a helper's environment must not choose its libraries */
+		if (!g || (g->mode == GATE_SEALED && BPF_CORE_READ(super, s_dev) != g->root_device &&
+			   !(BPF_CORE_READ(super, s_flags) & SB_KERNMOUNT)))
+			return gate_refuses(mark, file);
+		return 0;
+	}
+	workload = workload_of(mark);
+	if (!workload)
+		return -EACCES;
+	if (!(workload->flags & RULES_PATH))
+		return 0;
+	question.mnt = (__u64)BPF_CORE_READ(file, f_path.mnt);
+	question.dentry = (__u64)BPF_CORE_READ(file, f_path.dentry);
+	if (bpf_core_type_exists(struct backing_file) && (BPF_CORE_READ(file, f_mode) & MODE_BACKING)) {
+		struct backing_file *backing = (struct backing_file *)file;
+
+		question.mnt = (__u64)BPF_CORE_READ(backing, user_path.mnt);
+		question.dentry = (__u64)BPF_CORE_READ(backing, user_path.dentry);
+		inode = BPF_CORE_READ(backing, user_path.dentry, d_inode);
+	}
+	/* its own program was judged when it was executed */
+	if (BPF_CORE_READ(inode, i_ino) == mark->inode && BPF_CORE_READ(inode, i_sb, s_dev) == mark->device)
+		return 0;
+	question.inode = (__u64)inode;
+	question.ask = ASK_MAP;
+	question.detail = detail;
+	return judge(mark, workload, &question, 0) ? -EACCES : 0;
+}
+
+SEC("lsm/mmap_file")
+int BPF_PROG(check_mmap, struct file *file, unsigned long requested, unsigned long protection, unsigned long flags)
+{
+	if (!file || !((requested | protection) & PROTECT_EXEC))
+		return 0;
+	return map_executable(file, DETAIL_MMAP);
+}
+
+SEC("lsm/file_mprotect")
+int BPF_PROG(check_mprotect, struct vm_area_struct *area, unsigned long requested, unsigned long protection)
+{
+	struct file *file;
+
+	if (!((requested | protection) & PROTECT_EXEC))
+		return 0;
+	file = BPF_CORE_READ(area, vm_file);
+	return file ? map_executable(file, DETAIL_MPROTECT) : 0;
+}
+
+/* ---- files ---- */
+static __always_inline int check_file(struct file *file, __u32 detail)
+{
+	struct mark *mark;
+	struct workload *workload;
+	struct question question = {};
+	unsigned int mode;
+	int state = armed(&mark, &workload);
+
+	if (state <= 0)
+		return state;
+	if (!(workload->flags & RULES_PATH))
+		return 0;
+	if (file->f_flags & FLAG_EXEC)
+		return 0; /* bprm_check_security judges it */
+	mode = file->f_mode;
+	if (mode & MODE_READ)
+		question.ask |= ASK_READ;
+	if ((mode & MODE_WRITE) || (file->f_flags & FLAG_TRUNC))
+		question.ask |= ASK_WRITE;
+	if (!question.ask)
+		question.ask = ASK_READ; /* O_ACCMODE 3: ioctl only; no less than reading */
+	question.mnt = (__u64)file->f_path.mnt;
+	question.dentry = (__u64)file->f_path.dentry;
+	question.inode = (__u64)file->f_inode;
+	question.detail = detail;
+	return judge(mark, workload, &question, 0) ? -EACCES : 0;
+}
+
+SEC("lsm/file_open")
+int BPF_PROG(check_open, struct file *file)
+{
+	return check_file(file, DETAIL_OPEN);
+}
+
+SEC("lsm/file_receive")
+int BPF_PROG(check_receive, struct file *file)
+{
+	return check_file(file, DETAIL_RECEIVE);
+}
+
+static __always_inline int check_write(const struct vfsmount *mnt, const struct dentry *dentry, __u32 detail)
+{
+	struct mark *mark;
+	struct workload *workload;
+	struct question question = {};
+	int state = armed(&mark, &workload);
+
+	if (state <= 0)
+		return state;
+	if (!(workload->flags & RULES_PATH))
+		return 0;
+	question.mnt = (__u64)mnt;
+	question.dentry = (__u64)dentry;
+	question.inode = (__u64)BPF_CORE_READ(dentry, d_inode);
+	question.ask = ASK_WRITE;
+	question.detail = detail;
+	return judge(mark, workload, &question, 0) ? -EACCES : 0;
+}
+
+SEC("lsm/path_truncate")
+int BPF_PROG(check_truncate, const struct path *path)
+{
+	return check_write(path->mnt, path->dentry, DETAIL_TRUNCATE);
+}
+
+SEC("lsm/path_chmod")
+int BPF_PROG(check_chmod, const struct path *path, unsigned short mode)
+{
+	return check_write(path->mnt, path->dentry, DETAIL_CHMOD);
+}
+
+SEC("lsm/path_chown")
+int BPF_PROG(check_chown, const struct path *path)
+{
+	return check_write(path->mnt, path->dentry, DETAIL_CHOWN);
+}
+
+SEC("lsm/path_unlink")
+int BPF_PROG(check_unlink, const struct path *directory, struct dentry *dentry)
+{
+	return check_write(directory->mnt, dentry, DETAIL_UNLINK);
+}
+
+SEC("lsm/path_rmdir")
+int BPF_PROG(check_rmdir, const struct path *directory, struct dentry *dentry)
+{
+	return check_write(directory->mnt, dentry, DETAIL_RMDIR);
+}
+
+SEC("lsm/path_mkdir")
+int BPF_PROG(check_mkdir, const struct path *directory, struct dentry *dentry)
+{
+	return check_write(directory->mnt, dentry, DETAIL_MKDIR);
+}
+
+SEC("lsm/path_mknod")
+int BPF_PROG(check_mknod, const struct path *directory, struct dentry *dentry)
+{
+	return check_write(directory->mnt, dentry, DETAIL_CREATE);
+}
+
+SEC("lsm/path_symlink")
+int BPF_PROG(check_symlink, const struct path *directory, struct dentry *dentry)
+{
+	return check_write(directory->mnt, dentry, DETAIL_SYMLINK);
+}
+
+/* ---- a second name: link and rename ---- */
+struct widening {
+	struct table *table;
+	__u32 base;
+	__u32 old_class;
+	__u32 new_class;
+	__u32 old_process;
+	__u32 new_process;
+	__u32 found;
+};
+
+/* A denial of one source (any bit pair = deny) under the old name that the new one does not have. */
+static __always_inline __u64 denials(__u64 row)
+{
+	return (row >> 1) & 0x5555;
+}
+
+static long widens(__u32 source, void *data)
+{
+	struct widening *widening = data;
+	struct table *table = widening->table;
+	__u32 base = widening->base;
+	/* of a row of the file automaton only READ and WRITE count (bits 8 to 15), of the other only EXECUTE and MAP */
+	__u64 old = (denials(row_of(table, base, widening->old_class, source)) & 0x5500) |
+		    (denials(row_of(table, base, widening->old_process, source)) & 0x0055);
+	__u64 new = (denials(row_of(table, base, widening->new_class, source)) & 0x5500) |
+		    (denials(row_of(table, base, widening->new_process, source)) & 0x0055);
+
+	if (old & ~new) {
+		widening->found = 1;
+		return 1;
+	}
+	return 0;
+}
+
+
+__noinline int name_classes(struct workload *workload, struct scratch *scratch, int new, int directory)
+{
+	struct name *name;
+	struct table *table;
+	struct lookup lookup = {};
+
+	if (!workload || !scratch)
+		return -EACCES;
+	name = new ? &scratch->new : &scratch->old;
+	table = table_of(workload);
+	if (!table)
+		return -EACCES;
+	name->where.mount_namespace = workload->mount_namespace;
+	if (locate(scratch, &name->where) != PLACE_KNOWN)
+		return -EACCES;
+	name->known = 1;
+	lookup.base = workload->table;
+	lookup.start = name->where.start;
+	lookup.mode = FILE_RULES;
+	name->file = classify(table, scratch, &lookup);
+	lookup.mode = PROCESS_RULES;
+	name->process = classify(table, scratch, &lookup);
+	if (name->file == OUTPUT_FAILED || name->process == OUTPUT_FAILED)
+		return -EACCES;
+	if (directory) {
+		lookup.mode = FILE_RULES | BELOW;
+		name->below_file = classify(table, scratch, &lookup);
+		name->file_state = lookup.state;
+		lookup.mode = PROCESS_RULES | BELOW;
+		name->below_process = classify(table, scratch, &lookup);
+		name->process_state = lookup.state;
+		if (name->below_file == OUTPUT_FAILED || name->below_process == OUTPUT_FAILED)
+			return -EACCES;
+	}
+	return 0;
+}
+
+__noinline int tell_names(struct mark *mark, struct scratch *scratch, struct report *report)
+{
+	struct event *event = event_begin(self());
+
+	if (!event || !scratch || !report) {
+		count(COUNTER_LOST);
+		return 0;
+	}
+	report->operation = EVENT_WRITE;
+	report->flags = EVENT_OWNER | (scratch->old.known ? EVENT_PATH_KNOWN : 0);
+	event_fill(event, mark, report);
+	if (locate(scratch, &scratch->old.where) == PLACE_KNOWN)
+		event_path(event, scratch, scratch->old.where.start, 0);
+	if (locate(scratch, &scratch->new.where) == PLACE_KNOWN)
+		event_path(event, scratch, scratch->new.where.start, 1);
+	event_send(event);
+	return 0;
+}
+
+/*
+ * A new name for an object: both names must be writable, and no source may come to more under the new one than it
+ * had under the old. For a directory, the same for everything below: it is so when both names leave the automaton in the same
+ * state, or when nothing below the old name is denied to anyone and everything below the new one may be written.
+ */
+__noinline int second_name(struct mark *mark, struct workload *workload, struct scratch *scratch, __u32 detail)
+{
+	struct table *table;
+	struct widening widening = {};
+	struct report report = {.verdict = VERDICT_DENY, .detail = detail, .start = PATH_BUFFER};
+	struct dentry *dentry;
+	struct inode *inode;
+	__u32 directory, verdict, owner, sources, taken;
+	struct name *old, *new;
+	__u16 mode;
+
+	if (!mark || !workload || !scratch)
+		return -EACCES;
+	old = &scratch->old;
+	new = &scratch->new;
+	old->known = 0;
+	report.workload = workload->id;
+	dentry = (struct dentry *)old->where.dentry;
+	inode = BPF_CORE_READ(dentry, d_inode);
+	mode = BPF_CORE_READ(inode, i_mode);
+	directory = (mode & INODE_TYPE) == INODE_DIRECTORY;
+	owner = owner_of((__u64)inode);
+	table = table_of(workload);
+	if (!table || name_classes(workload, scratch, 0, directory) || name_classes(workload, scratch, 1, directory))
+		goto denied;
+	verdict = verdict_of(row_of(table, workload->table, class_of(old->file), mark->source), OP_WRITE, owner);
+	/* under the new name the object keeps its owner; what is replaced there may have another */
+	verdict = worse(verdict, verdict_of(row_of(table, workload->table, class_of(new->file), mark->source), OP_WRITE, owner));
+	dentry = (struct dentry *)new->where.dentry;
+	inode = BPF_CORE_READ(dentry, d_inode);
+	if (inode) {
+		taken = owner_of((__u64)inode);
+		verdict = worse(verdict, verdict_of(row_of(table, workload->table, class_of(new->file), mark->source), OP_WRITE, taken));
+	}
+	if (verdict >= VERDICT_DENY)
+		goto denied;
+	widening.table = table;
+	widening.base = workload->table;
+	widening.old_class = class_of(old->file);
+	widening.new_class = class_of(new->file);
+	widening.old_process = class_of(old->process);
+	widening.new_process = class_of(new->process);
+	sources = (__u32)word_at(table, workload->table + 6);
+	if (sources > 257)
+		goto denied;
+	bpf_loop(sources, widens, &widening, 0);
+	if (widening.found)
+		goto denied;
+	if (directory) {
+		if (old->file_state != new->file_state &&
+		    (guarded(old->below_file) ||
+		     verdict_of(row_of(table, workload->table, below_of(new->below_file), mark->source), OP_WRITE, owner) >= VERDICT_DENY ||
+		     verdict_of(row_of(table, workload->table, below_of(new->below_file), mark->source), OP_WRITE, !owner) >= VERDICT_DENY))
+			goto denied;
+		if (old->process_state != new->process_state && guarded(old->below_process))
+			goto denied;
+	}
+	if (verdict == VERDICT_AUDIT) {
+		report.verdict = VERDICT_AUDIT;
+		tell_names(mark, scratch, &report);
+	}
+	return 0;
+denied:
+	tell_names(mark, scratch, &report);
+	return -EACCES;
+}
+
+SEC("lsm/path_link")
+int BPF_PROG(check_link, struct dentry *old_dentry, const struct path *new_directory, struct dentry *new_dentry)
+{
+	struct mark *mark;
+	struct workload *workload;
+	struct scratch *scratch;
+	int state = armed(&mark, &workload);
+
+	if (state <= 0)
+		return state;
+	if (!(workload->flags & RULES_PATH))
+		return 0;
+	scratch = scratch_of(self());
+	if (!scratch)
+		return -EACCES;
+	/* the hook has no mount for the old name; a link across mounts ends in EXDEV before it */
+	scratch->old.where.mnt = (__u64)new_directory->mnt;
+	scratch->old.where.dentry = (__u64)old_dentry;
+	scratch->new.where.mnt = (__u64)new_directory->mnt;
+	scratch->new.where.dentry = (__u64)new_dentry;
+	return second_name(mark, workload, scratch, DETAIL_LINK) ? -EACCES : 0;
+}
+
+/* RENAME_EXCHANGE calls the hook a second time with the names the other way round (security/security.c). */
+SEC("lsm/path_rename")
+int BPF_PROG(check_rename, const struct path *old_directory, struct dentry *old_dentry, const struct path *new_directory,
+	     struct dentry *new_dentry)
+{
+	struct mark *mark;
+	struct workload *workload;
+	struct scratch *scratch;
+	int state = armed(&mark, &workload);
+
+	if (state <= 0)
+		return state;
+	if (!(workload->flags & RULES_PATH))
+		return 0;
+	scratch = scratch_of(self());
+	if (!scratch)
+		return -EACCES;
+	scratch->old.where.mnt = (__u64)old_directory->mnt;
+	scratch->old.where.dentry = (__u64)old_dentry;
+	scratch->new.where.mnt = (__u64)new_directory->mnt;
+	scratch->new.where.dentry = (__u64)new_dentry;
+	return second_name(mark, workload, scratch, DETAIL_RENAME) ? -EACCES : 0;
+}
+
+/* ---- what would change the meaning of a path ---- */
+static __always_inline int refuse_if_path_rules(__u32 operation, __u32 detail)
+{
+	struct mark *mark;
+	struct workload *workload;
+	int state = armed(&mark, &workload);
+
+	if (state <= 0)
+		return state;
+	if (!(workload->flags & RULES_PATH))
+		return 0;
+	return refuse(mark, operation, detail);
+}
+
+static __always_inline int is_guarded_mount(const struct vfsmount *mnt)
+{
+	__u32 id = BPF_CORE_READ(mount_of(mnt), mnt_id);
+
+	return bpf_map_lookup_elem(&guarded_mounts, &id) != 0;
+}
+
+static __always_inline int holds_pins(const struct vfsmount *mnt)
+{
+	struct gate *g = the_gate();
+
+	return !g || (g->mode == GATE_SEALED && g->pin_device && BPF_CORE_READ(mnt, mnt_sb, s_dev) == g->pin_device);
+}
+
+SEC("lsm/sb_mount")
+int BPF_PROG(check_mount, const char *device, const struct path *path)
+{
+	if (sealed() && holds_pins(path->mnt))
+		return refuse(mark_of(self()), EVENT_PIN, DETAIL_MOUNT);
+	return refuse_if_path_rules(EVENT_MOUNT, DETAIL_MOUNT);
+}
+
+SEC("lsm/sb_umount")
+int BPF_PROG(check_umount, struct vfsmount *mnt, int flags)
+{
+	if (sealed() && is_guarded_mount(mnt))
+		return refuse(mark_of(self()), EVENT_PIN, DETAIL_UMOUNT);
+	return refuse_if_path_rules(EVENT_MOUNT, DETAIL_UMOUNT);
+}
+
+SEC("lsm/sb_pivotroot")
+int BPF_PROG(check_pivot_root, const struct path *old_path, const struct path *new_path)
+{
+	return refuse_if_path_rules(EVENT_MOUNT, DETAIL_PIVOT_ROOT);
+}
+
+SEC("lsm/move_mount")
+int BPF_PROG(check_move_mount, const struct path *from, const struct path *to)
+{
+	if (sealed() && (is_guarded_mount(from->mnt) || holds_pins(to->mnt)))
+		return refuse(mark_of(self()), EVENT_PIN, DETAIL_MOVE_MOUNT);
+	return refuse_if_path_rules(EVENT_MOUNT, DETAIL_MOVE_MOUNT);
+}
+
+SEC("lsm/path_chroot")
+int BPF_PROG(check_chroot, const struct path *path)
+{
+	return refuse_if_path_rules(EVENT_CHROOT, DETAIL_CHROOT);
+}
+
+SEC("lsm/userns_create")
+int BPF_PROG(check_user_namespace, const struct cred *cred)
+{
+	return refuse_if_path_rules(EVENT_NAMESPACE, DETAIL_USER_NAMESPACE);
+}
+
+/* ---- other tasks ---- */
+/* Only tasks of the same workload, and among them none whose source holds rights that this one's does not. */
+static __always_inline int may_touch(struct mark *mark, struct mark *other, int control)
+{
+	if (!other || other->kind != MARK_WORKLOAD || other->workload != mark->workload)
+		return 0;
+	return !control || other->source == mark->source || other->source == 0;
+}
+
+SEC("lsm/ptrace_access_check")
+int BPF_PROG(check_ptrace, struct task_struct *child, unsigned int mode)
+{
+	struct mark *mark = mark_of(self());
+
+	if (!mark || mark->kind != MARK_WORKLOAD)
+		return 0;
+	if (may_touch(mark, mark_of(child), 1))
+		return 0;
+	return refuse(mark, EVENT_PTRACE, DETAIL_PTRACE);
+}
+
+SEC("lsm/ptrace_traceme")
+int BPF_PROG(check_traceme, struct task_struct *parent)
+{
+	struct mark *mark = mark_of(self()), *other = mark_of(parent);
+
+	if (!mark || mark->kind != MARK_WORKLOAD)
+		return 0;
+	if (other && other->kind == MARK_WORKLOAD && may_touch(other, mark, 1))
+		return 0;
+	return refuse(mark, EVENT_PTRACE, DETAIL_PTRACE);
+}
+
+SEC("lsm/task_kill")
+int BPF_PROG(check_kill, struct task_struct *target, void *information, int signal)
+{
+	struct mark *mark = mark_of(self());
+
+	if (!mark || mark->kind != MARK_WORKLOAD || signal == 0)
+		return 0;
+	if (may_touch(mark, mark_of(target), 0))
+		return 0;
+	return refuse(mark, EVENT_SIGNAL, DETAIL_KILL);
+}
+
+SEC("lsm/unix_stream_connect")
+int BPF_PROG(check_connect, struct sock *socket, struct sock *other)
+{
+	struct mark *mark = mark_of(self());
+	__u32 zero = 0;
+	struct agent *a;
+
+	if (!mark || mark->kind != MARK_WORKLOAD)
+		return 0;
+	a = bpf_map_lookup_elem(&agent, &zero);
+	if (!a || BPF_CORE_READ(other, sk_peer_pid, numbers[0].nr) == a->pid)
+		return refuse(mark, EVENT_CONNECT, DETAIL_CONNECT);
+	return 0;
+}
+
+/* ---- the kernel itself, and our own pins ---- */
+SEC("lsm/bpf")
+int BPF_PROG(check_bpf, int command)
+{
+	struct mark *mark = mark_of(self());
+
+	if (!mark || mark->kind != MARK_WORKLOAD)
+		return 0;
+	return refuse(mark, EVENT_BPF, DETAIL_BPF);
+}
+
+SEC("lsm/bpf_map")
+int BPF_PROG(check_bpf_map, struct bpf_map *map, unsigned int mode)
+{
+	struct mark *mark = mark_of(self());
+	__u32 id;
+
+	if (!mark || mark->kind == MARK_NONE)
+		return 0;
+	id = map->id;
+	if (!bpf_map_lookup_elem(&guarded_maps, &id))
+		return 0;
+	return refuse(mark, EVENT_BPF, DETAIL_BPF);
+}
+
+static __always_inline int refuse_module(void)
+{
+	struct mark *mark = mark_of(self());
+
+	if (!mark || mark->kind != MARK_WORKLOAD)
+		return 0;
+	return refuse(mark, EVENT_MODULE, DETAIL_LOAD);
+}
+
+SEC("lsm/kernel_read_file")
+int BPF_PROG(check_read_file, struct file *file, int id)
+{
+	return refuse_module();
+}
+
+SEC("lsm/kernel_load_data")
+int BPF_PROG(check_load_data, int id)
+{
+	return refuse_module();
+}
+
+static __always_inline int is_pin_directory(const struct inode *inode)
+{
+	struct gate *g = the_gate();
+
+	if (!g || g->mode != GATE_SEALED || !g->pin_device || !inode)
+		return 0;
+	return BPF_CORE_READ(inode, i_ino) == g->pin_directory && BPF_CORE_READ(inode, i_sb, s_dev) == g->pin_device;
+}
+
+static __always_inline int guard_entry(const struct inode *directory, const struct dentry *dentry)
+{
+	if (is_pin_directory(directory) || (dentry && is_pin_directory(BPF_CORE_READ(dentry, d_inode))))
+		return refuse(mark_of(self()), EVENT_PIN, DETAIL_UNPIN);
+	return 0;
+}
+
+SEC("lsm/inode_unlink")
+int BPF_PROG(guard_unlink, struct inode *directory, struct dentry *dentry)
+{
+	return guard_entry(directory, dentry);
+}
+
+SEC("lsm/inode_rmdir")
+int BPF_PROG(guard_rmdir, struct inode *directory, struct dentry *dentry)
+{
+	return guard_entry(directory, dentry);
+}
+
+SEC("lsm/inode_rename")
+int BPF_PROG(guard_rename, struct inode *old_directory, struct dentry *old_dentry, struct inode *new_directory, struct dentry *new_dentry)
+{
+	int refused = guard_entry(old_directory, old_dentry);
+
+	return refused ? refused : guard_entry(new_directory, new_dentry);
+}
