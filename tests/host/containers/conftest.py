@@ -27,7 +27,9 @@ from tests.vm.containers import rootfs  # noqa: E402 - needs the path above
 @pytest.fixture(scope="session")
 def programs() -> Path:
     """The programs that run inside containers, compiled if their sources changed."""
-    subprocess.run(["make", "-s", "-C", str(REPOSITORY), "-f", "tests/vm/containers/build.mk", "container-programs"], check=True)
+    subprocess.run(
+        ["make", "-s", "-C", str(REPOSITORY), "-f", "tests/vm/containers/build.mk", "container-programs"], check=True
+    )
     return REPOSITORY / ".cache" / "containers"
 
 

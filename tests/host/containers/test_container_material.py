@@ -19,7 +19,9 @@ from tests.vm.containers.runtime import Runtime, RuntimeCommandError
 
 def probe(program: Path, *questions: str, options: tuple[str, ...] = ()) -> list[str]:
     """Ask the prober and give its answers."""
-    result = subprocess.run([str(program), *options], input="\n".join(questions) + "\n", check=True, capture_output=True, text=True)
+    result = subprocess.run(
+        [str(program), *options], input="\n".join(questions) + "\n", check=True, capture_output=True, text=True
+    )
     return result.stdout.splitlines()
 
 
@@ -41,8 +43,23 @@ def test_all_operations_work_and_are_undone(place: Path, programs: Path, options
     file, other, new, directory, program = (place / name for name in ("file", "other", "new", "directory", "program"))
     before = sorted(path.name for path in place.iterdir())
     questions = [
-        *(f"{word}\t{file}" for word in ("open-read", "open-write", "open-read-write", "open-append", "truncate", "ftruncate", "chmod", "fchmod", "chown",
-                                         "stat", "map-exec", "mprotect-exec")),
+        *(
+            f"{word}\t{file}"
+            for word in (
+                "open-read",
+                "open-write",
+                "open-read-write",
+                "open-append",
+                "truncate",
+                "ftruncate",
+                "chmod",
+                "fchmod",
+                "chown",
+                "stat",
+                "map-exec",
+                "mprotect-exec",
+            )
+        ),
         *(f"{word}\t{new}" for word in ("creat", "creat-read", "mkdir", "mknod", "symlink")),
         f"link\t{file}\t{new}",
         f"rename\t{file}\t{new}",
@@ -51,11 +68,14 @@ def test_all_operations_work_and_are_undone(place: Path, programs: Path, options
         f"opendir\t{directory}",
         f"exec\t{program}",
         f"execveat\t{program}",
-    ]  # fmt: skip
+    ]
     assert probe(programs / "prober", *questions, options=options) == ["0"] * len(questions)
     assert sorted(path.name for path in place.iterdir()) == before
     assert file.read_text() == "content\n"
-    assert probe(programs / "prober", f"unlink\t{other}", f"open-trunc-read\t{file}", f"open-trunc-write\t{program}") == ["0"] * 3
+    assert (
+        probe(programs / "prober", f"unlink\t{other}", f"open-trunc-read\t{file}", f"open-trunc-write\t{program}")
+        == ["0"] * 3
+    )
     assert (other.exists(), file.stat().st_size, program.stat().st_size) == (True, 0, 0)
 
 
@@ -69,13 +89,28 @@ def test_refusals_are_errnos(place: Path, programs: Path) -> None:
     program.write_bytes((programs / "prober").read_bytes())
     program.chmod(0o755)
     file, new, directory = place / "file", place / "new", place / "directory"
-    questions = [f"open-read\t{file}", f"creat\t{new}", f"unlink\t{file}", f"exec\t{place / 'program'}", f"mkdir\t{directory}/x", f"rename\t{file}\t{new}"]
+    questions = [
+        f"open-read\t{file}",
+        f"creat\t{new}",
+        f"unlink\t{file}",
+        f"exec\t{place / 'program'}",
+        f"mkdir\t{directory}/x",
+        f"rename\t{file}\t{new}",
+    ]
     relative = [question.replace(f"{place}/", "") for question in questions]
     result = subprocess.run(
-        [str(program), "-u", "1000", "-g", "1000"], input="\n".join(relative), check=True, capture_output=True, text=True, cwd=place
+        [str(program), "-u", "1000", "-g", "1000"],
+        input="\n".join(relative),
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=place,
     )
     assert result.stdout.split() == [str(errno.EACCES)] * len(questions)
-    assert probe(programs / "prober", f"open-read\t{new}", f"exec\t{directory}") == [str(errno.ENOENT), str(errno.EACCES)]
+    assert probe(programs / "prober", f"open-read\t{new}", f"exec\t{directory}") == [
+        str(errno.ENOENT),
+        str(errno.EACCES),
+    ]
 
 
 def test_odd_names_and_bad_questions(place: Path, programs: Path) -> None:
@@ -103,7 +138,10 @@ def free_port() -> int:
 
 
 def test_secrets_service_in_a_container(shared_root: Path, tmp_path: Path) -> None:
-    """It answers through its own client, records, opens anew at each request, and leaks nothing outside its directory."""
+    """It answers through its own client, records, opens anew at each request.
+
+    Leaks nothing outside its directory.
+    """
     volume, log = tmp_path / "volume", tmp_path / "log"
     volume.mkdir()
     log.mkdir()
@@ -174,11 +212,16 @@ def test_unknown_namespace_is_an_error() -> None:
 
 
 def test_capabilities_by_user(shared_root: Path, tmp_path: Path) -> None:
-    """Root holds what was granted; uid 1000 holds nothing, though its bounding set is the same; the plain root is used as it is."""
+    """Root holds what was granted.
+
+    Uid 1000 holds nothing, though its bounding set is the same; the plain root is used as it is.
+    """
     held = oci.grantable(oci.CAPABILITIES_ENGINE)
     mask = sum(1 << oci.CAPABILITIES_ALL.index(name) for name in held)
     runtime, name = Runtime(tmp_path / "state"), f"hauberk-capabilities-{os.getpid()}"
-    bundle = oci.write(tmp_path / "bundle", shared_root, oci.Options(capabilities=held, read_only_root=True), overlay=False)
+    bundle = oci.write(
+        tmp_path / "bundle", shared_root, oci.Options(capabilities=held, read_only_root=True), overlay=False
+    )
     with runtime.container(name, bundle):
         for user, effective in ((0, mask), (1000, 0)):
             output = runtime.execute(name, bundle, ["/bin/cat", "/proc/self/status"], user=user).check().output

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each attack comes to where nobody enforces anything: the proof that the attack programs work.
 
-An attack that gets through here and is refused under a policy was refused by the policy. One that the kernel refuses by itself in some setting
-proves nothing there, so these are listed, each with the errno and the reason; every attack gets through in at least one setting, which a test
-checks. Used by the host lane (is the table true?) and by the vm lane (which refusals count?).
+An attack that gets through here and is refused under a policy was refused by the policy. One that the kernel refuses
+by itself in some setting proves nothing there, so these are listed, each with the errno and the reason; every attack
+gets through in at least one setting, which a test checks. Used by the host lane (is the table true?) and by the vm
+lane (which refusals count?).
 """
 
 from __future__ import annotations
@@ -62,16 +63,46 @@ SETTINGS: Final = (
     *(Setting(Grant.RUNC, user, Where.VOLUME) for user in (0, 1000)),
 )
 
-_ADMINISTRATOR: Final = frozenset({
-    "mountns", "bind", "open-tree", "move-mount", "pivot-root", "mount-overlay", "mount-proc", "mount-sysfs", "mount-bpffs", "mount-tmpfs",
-    "mount-cgroup", "fsopen", "remount", "umount", "setns", "bpf-map", "bpf-program", "bpf-next-map",
-})  # fmt: skip
+_ADMINISTRATOR: Final = frozenset(
+    {
+        "mountns",
+        "bind",
+        "open-tree",
+        "move-mount",
+        "pivot-root",
+        "mount-overlay",
+        "mount-proc",
+        "mount-sysfs",
+        "mount-bpffs",
+        "mount-tmpfs",
+        "mount-cgroup",
+        "fsopen",
+        "remount",
+        "umount",
+        "setns",
+        "bpf-map",
+        "bpf-program",
+        "bpf-next-map",
+    }
+)
 _CHROOT: Final = frozenset({"chroot", "chroot-source"})
-_MAPPED_ROOT: Final = frozenset({
-    "userns-bind", "userns-open-tree", "userns-chroot", "userns-pivot-root", "userns-mount-overlay", "userns-mount-tmpfs", "userns-fsopen",
-    "userns-bind-source", "userns-chroot-source", "exe-file",
-})  # fmt: skip
-_DIRECTORY_RENAMES: Final = frozenset({"rename-parent", "rename-parent-beside", "rename-grandparent", "exchange-parent"})
+_MAPPED_ROOT: Final = frozenset(
+    {
+        "userns-bind",
+        "userns-open-tree",
+        "userns-chroot",
+        "userns-pivot-root",
+        "userns-mount-overlay",
+        "userns-mount-tmpfs",
+        "userns-fsopen",
+        "userns-bind-source",
+        "userns-chroot-source",
+        "exe-file",
+    }
+)
+_DIRECTORY_RENAMES: Final = frozenset(
+    {"rename-parent", "rename-parent-beside", "rename-grandparent", "exchange-parent"}
+)
 _OWNED_BY_ROOT: Final = {
     "replace-source": errno.EACCES,
     "write-source": errno.EACCES,
@@ -84,20 +115,20 @@ _OWNED_BY_ROOT: Final = {
 }
 
 
-def kernel_refusal(attack: str, setting: Setting) -> KernelRefusal | None:  # noqa: PLR0911 - a table of reasons, one line each
-    """Tell why the kernel alone refuses an attack in a setting, or None if the attack gets through unless somebody enforces.
+def kernel_refusal(attack: str, setting: Setting) -> KernelRefusal | None:  # noqa: C901, PLR0911 - a table of reasons, one line each
+    """Tell why the kernel alone refuses an attack in a setting, or None if the attack gets through unless somebody
+    enforces.
 
-    The container is the one that the host lane builds: grant ALL also lifts the device rules and the read-only paths of /proc.
+    The container is the one that the host lane builds: grant ALL also lifts the device rules and the read-only paths
+    of /proc.
     """
     root, everything = setting.user == 0, setting.grant is Grant.ALL and setting.user == 0
     if attack == "handle" and setting.where is not Where.VOLUME:
         return KernelRefusal(errno.EOPNOTSUPP, "overlayfs without nfs_export has no file handles")
-    if attack == "mknod-block":
+    if attack == "mknod-device":
         if not root or setting.grant is Grant.RUNC:
             return KernelRefusal(errno.EPERM, "mknod of a device needs CAP_MKNOD")
-        if not everything:
-            return KernelRefusal(errno.EPERM, "the device rules of the container")
-        return KernelRefusal(errno.ENXIO, "overlayfs has no block device") if setting.where is not Where.VOLUME else None
+        return None if everything else KernelRefusal(errno.EPERM, "the device rules of the container")
     if attack == "handle" and not everything:
         return KernelRefusal(errno.EPERM, "open_by_handle_at needs CAP_DAC_READ_SEARCH")
     if attack in _ADMINISTRATOR and not everything:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the root file system that test and demo containers run in.
 
-It is made from the running Debian system, so nothing is fetched: a static busybox for everything a shell user expects, and beside it dynamic
-programs with their loader and libraries in merged-/usr shape, because path rules meet both worlds: `/bin/sh` is `/usr/bin/dash` behind two
-symbolic links, and `cat` can be run by way of the loader. Our own programs are copied under several names, since the kernel knows a source
-by the path of its executable. Modes are wide open wherever an attack works: what is refused must be refused by policy, not by file modes.
+It is made from the running Debian system, so nothing is fetched: a static busybox for everything a shell user
+expects, and beside it dynamic programs with their loader and libraries in merged-/usr shape, because path rules meet
+both worlds: `/bin/sh` is `/usr/bin/dash` behind two symbolic links, and `cat` can be run by way of the loader. Our
+own programs are copied under several names, since the kernel knows a source by the path of its executable. Modes are
+wide open wherever an attack works: what is refused must be refused by policy, not by file modes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,22 @@ from pathlib import Path
 MARKER = "HAUBERK-SECRET"
 APPLICATION_USER = 1000
 LOADER = "/lib64/ld-linux-x86-64.so.2"
-DYNAMIC_PROGRAMS = ("dash", "cat", "ls", "env", "id", "head", "cp", "mv", "ln", "sleep", "true", "false", "touch", "sha256sum")
+DYNAMIC_PROGRAMS = (
+    "dash",
+    "cat",
+    "ls",
+    "env",
+    "id",
+    "head",
+    "cp",
+    "mv",
+    "ln",
+    "sleep",
+    "true",
+    "false",
+    "touch",
+    "sha256sum",
+)
 STATIC_BUILD = ("attacks", "prober", "secrets_service")
 DYNAMIC_BUILD = ("denied", "dynamic_source")
 COPIES = {
@@ -33,7 +49,23 @@ COPIES = {
     "preload.so": ("opt/attacks/preload.so",),
 }
 LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64", "usr/bin/sh": "dash"}
-DIRECTORIES = ("usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "etc", "dev", "proc", "sys", "run", "root", "opt", "mnt", "var/log", "var/lib", "home")
+DIRECTORIES = (
+    "usr/bin",
+    "usr/sbin",
+    "usr/lib",
+    "usr/lib64",
+    "etc",
+    "dev",
+    "proc",
+    "sys",
+    "run",
+    "root",
+    "opt",
+    "mnt",
+    "var/log",
+    "var/lib",
+    "home",
+)
 OPEN_DIRECTORIES = ("vault/secrets", "vault/log", "srv", "mnt/sacrifice", "mnt/cgroup", "run/test", "home/app")
 
 
@@ -90,7 +122,10 @@ def remove_tree(directory: Path) -> None:
 
 
 def libraries(program: Path) -> list[Path]:
-    """Tell the shared libraries of a program and its loader, as `ldd` on this system names them; empty for a static one."""
+    """Tell the shared libraries of a program and its loader.
+
+    `ldd` on this system names them; empty for a static one.
+    """
     result = subprocess.run(["/usr/bin/ldd", str(program)], check=False, capture_output=True, text=True)
     if result.returncode != 0:
         if "not a dynamic executable" in result.stderr + result.stdout:
@@ -122,24 +157,23 @@ def _install_libraries(program: Path, root: Path) -> None:
             _install(library.resolve(), target)
 
 
-def build(root: Path, programs: Path, *, deep: bool = True) -> None:
-    """Build the root file system in `root` (new or empty) from this system and the compiled programs.
-
-    Raises RootfsError if a program is missing: the compiled ones come from `make container-programs`, busybox from busybox-static.
-    """
-    if root.exists() and any(root.iterdir()):
-        message = f"{root} is not empty: give a new directory"
-        raise RootfsError(message)
+def _checked_busybox(programs: Path) -> Path:
     busybox = Path("/bin/busybox")
-    for needed in [busybox, *(programs / name for name in COPIES), *(Path("/usr/bin") / name for name in DYNAMIC_PROGRAMS)]:
+    for needed in [
+        busybox,
+        *(programs / name for name in COPIES),
+        *(Path("/usr/bin") / name for name in DYNAMIC_PROGRAMS),
+    ]:
         if not needed.exists():
             message = f"{needed} is missing: `make container-programs` builds ours, Debian's busybox-static and coreutils have the rest"
             raise RootfsError(message)
     if libraries(busybox):
         message = f"{busybox} is dynamic: install Debian's busybox-static"
         raise RootfsError(message)
-    root.mkdir(parents=True, exist_ok=True)
-    root.chmod(0o755)
+    return busybox
+
+
+def _make_tree(root: Path) -> None:
     for name in DIRECTORIES:
         (root / name).mkdir(mode=0o755, parents=True, exist_ok=True)
     for name, mode in [*((name, 0o777) for name in OPEN_DIRECTORIES), ("tmp", 0o1777), ("var/tmp", 0o1777)]:
@@ -147,6 +181,28 @@ def build(root: Path, programs: Path, *, deep: bool = True) -> None:
         (root / name).chmod(mode)
     for name, target in LINKS.items():
         (root / name).symlink_to(target)
+    (root / "etc/passwd").write_text(
+        f"root:x:0:0:root:/root:/bin/sh\napp:x:{APPLICATION_USER}:{APPLICATION_USER}:app:/home/app:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
+    )
+    (root / "etc/group").write_text(f"root:x:0:\napp:x:{APPLICATION_USER}:\nnogroup:x:65534:\n")
+    (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
+    (root / "etc/lower-layer.conf").write_text("# a file of the image, for appends that copy it up\n")
+    (root / "etc/lower-layer.conf").chmod(0o666)
+
+
+def build(root: Path, programs: Path, *, deep: bool = True) -> None:
+    """Build the root file system in `root` (new or empty) from this system and the compiled programs.
+
+    Raises RootfsError if a program is missing: the compiled ones come from `make container-programs`, busybox from
+    busybox-static.
+    """
+    if root.exists() and any(root.iterdir()):
+        message = f"{root} is not empty: give a new directory"
+        raise RootfsError(message)
+    busybox = _checked_busybox(programs)
+    root.mkdir(parents=True, exist_ok=True)
+    root.chmod(0o755)
+    _make_tree(root)
     for name in DYNAMIC_PROGRAMS:
         _install(Path("/usr/bin") / name, root / "usr/bin" / name)
         _install_libraries(Path("/usr/bin") / name, root)
@@ -161,13 +217,6 @@ def build(root: Path, programs: Path, *, deep: bool = True) -> None:
             _install(programs / name, root / target)
         if name not in STATIC_BUILD:
             _install_libraries(programs / name, root)
-    (root / "etc/passwd").write_text(
-        f"root:x:0:0:root:/root:/bin/sh\napp:x:{APPLICATION_USER}:{APPLICATION_USER}:app:/home/app:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
-    )
-    (root / "etc/group").write_text(f"root:x:0:\napp:x:{APPLICATION_USER}:\nnogroup:x:65534:\n")
-    (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
-    (root / "etc/lower-layer.conf").write_text("# a file of the image, for appends that copy it up\n")
-    (root / "etc/lower-layer.conf").chmod(0o666)
     make_secret_tree(root / "srv/secrets", programs / "attacks", deep=deep)
 
 
@@ -175,7 +224,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Build a root file system from the command line; 0 done, 3 something is missing."""
     parser = argparse.ArgumentParser(prog="rootfs", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("root", type=Path, help="new directory")
-    parser.add_argument("--programs", type=Path, default=Path(".cache/containers"), help="where the compiled programs are")
+    parser.add_argument(
+        "--programs", type=Path, default=Path(".cache/containers"), help="where the compiled programs are"
+    )
     parser.add_argument("--no-deep", action="store_true", help="leave the directories of 1,000 levels out")
     options = parser.parse_args(arguments)
     try:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A thin wrapper around a real OCI runtime's command line (runc or crun).
 
-It adds no cleverness: each method is one command, the answer says what was run and what came of it, and nothing is retried. The container's
-own output goes to files in the bundle, because a detached container would hold our pipes open for ever.
+It adds no cleverness: each method is one command, the answer says what was run and what came of it, and nothing is
+retried. The container's own output goes to files in the bundle, because a detached container would hold our pipes
+open for ever.
 """
 
 from __future__ import annotations
@@ -59,29 +60,59 @@ class Runtime:
         line = (self.executable, *self.options, "--root", str(self.root), *arguments)
         source: dict[str, Any] = {"input": data} if data is not None else {"stdin": subprocess.DEVNULL}
         result = subprocess.run(line, check=False, capture_output=True, timeout=self.limit, **source)
-        return Completed(line, result.returncode, result.stdout.decode(errors="surrogateescape"), result.stderr.decode(errors="surrogateescape"))
+        return Completed(
+            line,
+            result.returncode,
+            result.stdout.decode(errors="surrogateescape"),
+            result.stderr.decode(errors="surrogateescape"),
+        )
 
     def _detached(self, bundle: Bundle, *arguments: str) -> Completed:
         line = (self.executable, *self.options, "--root", str(self.root), *arguments)
         output, errors = bundle.directory / "container.stdout", bundle.directory / "container.stderr"
         with output.open("ab") as out, errors.open("ab") as err:
-            result = subprocess.run(line, check=False, stdin=subprocess.DEVNULL, stdout=out, stderr=err, timeout=self.limit)
-        return Completed(line, result.returncode, output.read_text(errors="surrogateescape"), errors.read_text(errors="surrogateescape"))
+            result = subprocess.run(
+                line, check=False, stdin=subprocess.DEVNULL, stdout=out, stderr=err, timeout=self.limit
+            )
+        return Completed(
+            line,
+            result.returncode,
+            output.read_text(errors="surrogateescape"),
+            errors.read_text(errors="surrogateescape"),
+        )
 
     def create(self, name: str, bundle: Bundle) -> Completed:
         """Create a container: hooks run, the program does not yet."""
-        return self._detached(bundle, "create", "--bundle", str(bundle.directory), "--pid-file", str(bundle.directory / "pid"), name)
+        return self._detached(
+            bundle, "create", "--bundle", str(bundle.directory), "--pid-file", str(bundle.directory / "pid"), name
+        )
 
     def run(self, name: str, bundle: Bundle) -> Completed:
         """Create and start a container, detached."""
-        return self._detached(bundle, "run", "--detach", "--bundle", str(bundle.directory), "--pid-file", str(bundle.directory / "pid"), name)
+        return self._detached(
+            bundle,
+            "run",
+            "--detach",
+            "--bundle",
+            str(bundle.directory),
+            "--pid-file",
+            str(bundle.directory / "pid"),
+            name,
+        )
 
     def start(self, name: str) -> Completed:
         """Let the created container run its program."""
         return self.command("start", name)
 
-    def execute(
-        self, name: str, bundle: Bundle, arguments: Sequence[str], *, user: int = 0, environment: Sequence[str] = (), data: bytes | None = None
+    def execute(  # noqa: PLR0913 - the parts of an exec
+        self,
+        name: str,
+        bundle: Bundle,
+        arguments: Sequence[str],
+        *,
+        user: int = 0,
+        environment: Sequence[str] = (),
+        data: bytes | None = None,
     ) -> Completed:
         """Run a program in the container and wait for it. The user's capabilities are what an engine would give."""
         process = bundle.process_file(arguments, user, environment=environment)
@@ -120,7 +151,10 @@ class Runtime:
 
     @contextlib.contextmanager
     def container(self, name: str, bundle: Bundle) -> Iterator[int]:
-        """Create and start a container, give the pid of its init, and remove container and bundle at the end whatever happens."""
+        """Create and start a container, give the pid of its init.
+
+        Remove container and bundle at the end whatever happens.
+        """
         try:
             self.create(name, bundle).check()
             pid = int((bundle.directory / "pid").read_text())

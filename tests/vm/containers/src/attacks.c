@@ -841,15 +841,23 @@ static void attack_setns(void)
 	open_and_tell(AT_FDCWD, option("there", secret));
 }
 
-static void attack_mknod_block(void)
+// A device node for what the container was not given: by default the disk under the secret, else device=MAJOR:MINOR (and kind=c). Only opens it.
+static void attack_mknod_device(void)
 {
 	struct stat where;
+	unsigned major_number, minor_number;
+	const char *device = option("device", NULL);
 	PREPARE("stat", stat(parent, &where));
+	if (device != NULL) {
+		if (sscanf(device, "%u:%u", &major_number, &minor_number) != 2)
+			broken("prepare:device=MAJOR:MINOR", EINVAL);
+		where.st_dev = makedev(major_number, minor_number);
+	}
 	char *name = fresh(scratch(), "device");
-	ATTEMPT("mknod", mknod(name, S_IFBLK | 0600, where.st_dev));
+	ATTEMPT("mknod", mknod(name, (strcmp(option("kind", "b"), "c") == 0 ? S_IFCHR : S_IFBLK) | 0600, where.st_dev));
 	undo(UNDO_UNLINK, name, "");
-	ATTEMPT("open-device", open(name, O_RDONLY | O_CLOEXEC));
-	through("the block device under the secret was opened");
+	ATTEMPT("open-device", open(name, O_RDONLY | O_NONBLOCK | O_CLOEXEC));
+	through("a device that the container was not given was opened");
 }
 
 static void attack_cgroup_move(void)
@@ -1793,7 +1801,7 @@ static const struct attack attacks[] = {
 	ATTACK("remount", attack_remount),
 	ATTACK("umount", attack_umount),
 	ATTACK("setns", attack_setns),
-	ATTACK("mknod-block", attack_mknod_block, ENXIO, ENODEV),
+	ATTACK("mknod-device", attack_mknod_device, ENXIO, ENODEV),
 	ATTACK("cgroup-move", attack_cgroup_move, EROFS),
 	ATTACK("ptrace-attach", attack_ptrace_attach),
 	ATTACK("ptrace-seize", attack_ptrace_seize),
