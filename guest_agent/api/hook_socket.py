@@ -297,7 +297,7 @@ class HookServer:
         if not peer.alive():
             return _refused("the calling process has ended")
         try:
-            answer = self._handler(stage, state, peer)
+            answer: object = self._handler(stage, state, peer)
         except TimeoutError as error:
             message = "the handler ran into a time limit of its own"
             raise RuntimeError(message) from error

@@ -39,6 +39,7 @@ class Runtime:
     containers: list[str] = field(default_factory=list)
 
     def command(self, *arguments: str) -> list[str]:
+        """Return the whole command line, with the prefix this machine needs."""
         prefix: list[str] = []
         if self.name == "crun":
             kind = subprocess.run(
@@ -51,7 +52,7 @@ class Runtime:
             prefix = [self.name]
         return [*prefix, "--root", str(self.root), *arguments]
 
-    def __call__(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:  # noqa: ANN401 - subprocess.run's
         """Run to the end; output goes through a file, because a container's init inherits it and stays."""
         with (self.root.parent / f"{self.name}.out").open("w+") as output:
             result = subprocess.run(
@@ -67,11 +68,13 @@ class Runtime:
             return subprocess.CompletedProcess(result.args, result.returncode, output.read(), "")
 
     def new_id(self) -> str:
+        """Return a container name of this test that is deleted afterwards."""
         identifier = f"hauberk-test-{uuid.uuid4().hex[:12]}"
         self.containers.append(identifier)
         return identifier
 
     def clean(self) -> None:
+        """Delete every container of this test, whatever became of it."""
         for identifier in self.containers:
             self("delete", "--force", identifier)
 
@@ -92,6 +95,7 @@ class Bundle:
     path: Path
 
     def write(self, *, hooks: dict[str, Any], arguments: list[str], annotations: dict[str, str] | None = None) -> None:
+        """Write config.json for one test."""
         config = json.loads((self.path / "config.json").read_text())
         config["process"].update(terminal=False, args=arguments)
         config["linux"]["resources"] = {}
@@ -122,10 +126,12 @@ class Agent:
     asked: list[tuple[Stage, OciState]] = field(default_factory=list)
 
     def handle(self, stage: Stage, state: bytes, _peer: Peer) -> HookAnswer:
+        """Answer as told; poststop is always accepted."""
         self.asked.append((stage, parse(state)))
         return self.answer if stage is not Stage.POSTSTOP else HookAnswer(accepted=True)
 
     def stages(self, identifier: str) -> list[Stage]:
+        """Return what was asked about one container, in order."""
         return [stage for stage, state in self.asked if state.id == identifier]
 
 

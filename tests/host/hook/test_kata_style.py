@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""As kata-agent runs guest hooks: from a directory, argv of two words, no environment, and nobody reads the exit status."""
+"""As kata-agent runs guest hooks: from a directory, argv of two words, no environment, exit status unread."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_a_squatted_socket_is_not_believed(tmp_path: Path) -> None:
 
 
 def test_the_line_reaches_the_log(tmp_path: Path) -> None:
-    """crun drops a hook's stderr: syslog has the line. The socket is put in place in a mount namespace of its own."""
+    """A hook's stderr is dropped by crun: syslog has the line. Its socket stands in a mount namespace of its own."""
     log = tmp_path / "log"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(str(log))

@@ -20,7 +20,12 @@ HOOK = Path(__file__).resolve().parents[3] / "hooks" / "hauberk-hook"
 class RunHook(Protocol):
     """Run the hook file with these arguments and this stdin."""
 
-    def __call__(self, *arguments: str, stdin: bytes = b"", **options: Any) -> subprocess.CompletedProcess[bytes]: ...
+    def __call__(self, *arguments: str, stdin: bytes = b"", **options: Any) -> subprocess.CompletedProcess[bytes]:
+        """Return the finished process."""
+        ...
+
+
+# noqa: ANN401 - subprocess.run's
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,7 +30,6 @@ from guest_agent.api.hook_socket import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 REQUEST = encode_request(Stage.CREATE_RUNTIME, b'{"id":"web"}')
 
@@ -260,7 +260,7 @@ def test_a_caller_that_has_ended_is_refused(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_descriptors_do_not_leak(tmp_path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     server = start(tmp_path / "s", accept, lambda _peer: None)
     for request in (REQUEST, b"HBK2" + REQUEST[4:], REQUEST) * 10:
         converse(tmp_path / "s", request)
@@ -269,7 +269,7 @@ def test_descriptors_do_not_leak(tmp_path: Path) -> None:
     for thread in threading.enumerate():
         if thread.name == "hook-connection":
             thread.join(60)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_the_socket_and_its_directory_are_ours_alone(tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_a_directory_behind_a_symlink_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_parent_is_an_error_that_names_the_path(tmp_path: Path) -> None:
-    with pytest.raises(HookSocketError, match="cannot listen on .*/a/b/s"):
+    with pytest.raises(HookSocketError, match=r"cannot listen on .*/a/b/s"):
         start(tmp_path / "a" / "b" / "s")
 
 
