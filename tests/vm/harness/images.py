@@ -118,11 +118,15 @@ def prepare_environment(cache: Path, repository: Path) -> Path:
 def write_tree(repository: Path, out: BinaryIO) -> None:
     """Write the working tree (without version control, caches and environment) as a tar archive.
 
-    A file that vanishes while the archive is written is left out: people edit while tests run.
+    Of the caches, the programs compiled for containers go along. A file that vanishes while the archive is written is left out: people edit while tests run.
     """
     with tarfile.open(fileobj=out, mode="w") as archive:
         for directory, names, files in os.walk(repository):
-            names[:] = sorted(name for name in names if name not in _NOT_IN_THE_TREE)
+            top = directory == str(repository)
+            names[:] = sorted(name for name in names if name not in _NOT_IN_THE_TREE or (top and name == ".cache"))
+            if directory == str(repository / ".cache"):
+                names[:] = [name for name in names if name == "containers"]
+                files.clear()
             for name in [*names, *sorted(files)]:
                 path = Path(directory) / name
                 try:
@@ -152,7 +156,8 @@ def _size(path: Path) -> int:
 def _make_ext4(tree: Path, image: Path, size: str) -> None:
     draft = image.with_suffix(f".{os.getpid()}.tmp")
     try:
-        _run("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-E", "lazy_itable_init=1", "-d", str(tree), str(draft), size)
+        options = ("-q", "-t", "ext4", "-O", "^has_journal", "-E", "lazy_itable_init=1")
+        _run("mke2fs", *options, "-d", str(tree), str(draft), size)
         draft.rename(image)
     finally:
         draft.unlink(missing_ok=True)
@@ -174,8 +179,9 @@ def _mirror() -> str:
 
 
 def _run(*command: str) -> None:
-    environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin", "DEBIAN_FRONTEND": "noninteractive"}
-    program = shutil.which(command[0], path=environment["PATH"])
+    search = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    environment = {**os.environ, "PATH": search, "DEBIAN_FRONTEND": "noninteractive"}
+    program = shutil.which(command[0], path=search)
     if program is None:
         message = f"{command[0]} is not installed: run `make setup`"
         raise HarnessError(message)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boots one guest, runs one command in it, and reports. Anything unclear is a failure.
 
-The guest sees copies only: the root and the environment as read-only images (the root behind a QEMU snapshot), the tree
-as an archive. It has no network card. Output comes over one virtio port, live; it ends in a line with this run's nonce
-and the command's status. Without that line (panic, power-off, crash of QEMU, timeout) there is no success. Once the line
+The guest sees copies only: the root and the environment as read-only images (the root behind a QEMU snapshot), the
+tree as an archive. It has no network card. Output comes over one virtio port, live; it ends in a line with this run's
+nonce and the command's status. Without that line (panic, power-off, crash of QEMU, timeout) there is no success. Once the line
 has been read, QEMU is killed: nothing on the disks is kept. QEMU also dies with the harness (parent-death signal).
 """
 
@@ -203,8 +203,11 @@ def _boot(  # noqa: PLR0913, PLR0917 - called once
     console = console_file.read_text("utf-8", "replace") if console_file.exists() else ""
     problem = None
     if status is None:
-        how = f"no status within {machine.timeout:.0f} s" if seconds >= machine.timeout else "the guest ended without a status"
-        problem = how + (f" (QEMU: {complaint})" if complaint else "")
+        problem = "the guest ended without a status"
+        if seconds >= machine.timeout:
+            problem = f"no status within {machine.timeout:.0f} s"
+        if complaint:
+            problem += f" (QEMU: {complaint})"
     elif not status.isdecimal():
         problem = f"the files in $HAUBERK_OUT could not be copied (status {status!r})"
     else:
@@ -233,7 +236,7 @@ def _killed_at_the_end(process: subprocess.Popen[bytes]) -> Iterator[None]:
 def _follow(
     reader: int, nonce: str, deadline: float, echo: Callable[[bytes], object] | None
 ) -> tuple[bytes, str | None]:
-    """Read output until the line with the nonce, the end of file or the deadline; give the text before and the status."""
+    """Read until the line with the nonce, the end of file or the deadline; give the text before and the status."""
     marker = b"\n" + nonce.encode() + b" "
     seen = bytearray()
     shown = 0
@@ -265,7 +268,7 @@ def _follow(
 
 
 def _collect(archive_path: Path, target: Path) -> str | None:
-    """Unpack what the guest sent: plain files and directories only, inside ``target`` only. Give the problem, if any."""
+    """Unpack what the guest sent: plain files and directories, inside ``target`` only. Give the problem, if any."""
     target.mkdir(parents=True, exist_ok=True)
     if not archive_path.exists() or archive_path.stat().st_size == 0:
         return None
