@@ -168,7 +168,8 @@ def main() -> int:
                 os.waitpid(server, 0)
     floor, hook = alone.values()
     sys.stdout.write(
-        f"\nhook over the interpreter's floor: {hook - floor:.2f} ms (aim: within {AIM_OVER_FLOOR_MILLISECONDS:.0f} ms)\n"
+        f"\nhook over the interpreter's floor: {hook - floor:.2f} ms "
+        f"(aim: within {AIM_OVER_FLOOR_MILLISECONDS:.0f} ms)\n"
     )
     return 0
 

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: ANN401 - options are those of subprocess.run
 """The hook as a module (its functions) and as a process (what a runtime sees)."""
 
 from __future__ import annotations
@@ -23,9 +24,6 @@ class RunHook(Protocol):
     def __call__(self, *arguments: str, stdin: bytes = b"", **options: Any) -> subprocess.CompletedProcess[bytes]:
         """Return the finished process."""
         ...
-
-
-# noqa: ANN401 - subprocess.run's
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -16,6 +17,7 @@ from .conftest import HOOK
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import ModuleType
 
     from .conftest import RunHook
 
@@ -177,3 +179,20 @@ def test_it_imports_built_in_modules_only() -> None:
 def test_it_is_shipped_as_an_executable_of_the_system_interpreter() -> None:
     assert HOOK.read_bytes().startswith(b"#!/usr/bin/python3 -ISE\n")
     assert HOOK.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("name", ["hooks.d/10-hauberk-create.json", "hooks.d/10-hauberk-poststop.json"])
+def test_the_hooks_d_files_start_the_hook_as_it_wants(hook: ModuleType, name: str) -> None:
+    document = json.loads((HOOK.parents[1] / "deploy" / "oci" / name).read_text())
+    entry = document["hook"]
+    assert document["stages"] == [hook.parse_arguments(entry["args"][1:])[0]]
+    assert entry["env"] == []
+    assert entry["timeout"] > hook.TIMEOUT_SECONDS
+
+
+def test_the_example_configuration_starts_the_hook_as_it_wants(hook: ModuleType) -> None:
+    document = json.loads((HOOK.parents[1] / "deploy" / "oci" / "config-hooks.json").read_text())
+    for stage, (entry,) in document["hooks"].items():
+        assert hook.parse_arguments(entry["args"][1:])[0] == stage
+        assert entry["env"] == []
+        assert entry["timeout"] > hook.TIMEOUT_SECONDS
