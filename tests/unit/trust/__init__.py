@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trust layer: what a machine accepts, and when it stops accepting."""
