@@ -180,8 +180,8 @@ class RootResolver:
             links += 1
             if links > MAXIMUM_LINKS:
                 message = (
-                    f"found more than {MAXIMUM_LINKS} symbolic links on the way of {path!r}, expected a path that leads "
-                    "somewhere. Remove the loop from the image, or the rule from the policy"
+                    f"found more than {MAXIMUM_LINKS} symbolic links on the way of {path!r}, expected a path that "
+                    "leads somewhere. Remove the loop from the image, or the rule from the policy"
                 )
                 raise FactsError(message)
             if entry.target.startswith(b"/"):

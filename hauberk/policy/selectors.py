@@ -10,8 +10,7 @@ Rules of the match, all of which must hold:
 * **Expressions.** With ``In`` expressions, one of their ``k=v`` must be present, and ``NotIn`` is not looked at; with
   ``NotIn`` alone, none may be.
 * **Container name** (label ``kubearmor.io/container.name``): a list ``[a, b]`` or a regular expression for the whole
-  name. A workload whose name
-  is not known matches no such policy.
+  name. A name that is not known counts as empty: ``.*`` covers every container, named or not.
 
 A selector that selects by nothing matches nothing. Regular expressions are a subset that needs no backtracking, since
 whoever names a
@@ -105,8 +104,6 @@ def check_container_name(value: str) -> None:
 
 
 def _name_matches(value: str, name: str) -> bool:
-    if not name:
-        return False
     names = name_list(value)
     if names is not None:
         return name in names

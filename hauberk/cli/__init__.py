@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``hauberk`` command.
+
+Each subcommand lives in a module of its own, which is imported only when it is asked for (or for the list of all):
+typing
+``hauberk policy check`` must not wait for what ``hauberk alerts`` needs. Those modules import nothing heavy at their
+top.
+
+Exit codes: 0 done; 1 the answer is no (invalid policy, bad signature); 2 wrong usage; 3 the environment lacks
+something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from hauberk import __version__
+from hauberk.errors import HauberkError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_MODULES = {
+    "policy": "hauberk.cli.policy",
+    "bundle": "hauberk.cli.bundle",
+    "agent": "hauberk.cli.agent",
+    "status": "hauberk.cli.agent",
+    "workloads": "hauberk.cli.agent",
+    "alerts": "hauberk.cli.agent",
+}
+"""Subcommand -> the module whose ``register(subparsers)`` adds it."""
+
+
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hauberk",
+        description="Write, check, sign and watch runtime-security policies.",
+        epilog="Exit codes: 0 done, 1 the answer is no, 2 wrong usage, 3 the environment lacks something.",
+    )
+    parser.add_argument("--version", action="version", version=f"hauberk {__version__}")
+    subparsers = parser.add_subparsers(title="commands", dest="command", required=True)
+    asked = next((_MODULES[word] for word in words if word in _MODULES), None)
+    for module in dict.fromkeys([asked] if asked else _MODULES.values()):
+        importlib.import_module(module).register(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with ``argv`` (default: the process's arguments) and give its exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    # What a path holds may not be printable; that must not end the report about it.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        # Only the first word can name the command: a file called "policy" must not hide what was meant.
+        arguments = _parser(words[:1]).parse_args(words)
+        result: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except SystemExit as exit_request:
+        return exit_request.code if isinstance(exit_request.code, int) else 0
+    except HauberkError as error:
+        print(f"hauberk: {error}", file=sys.stderr)  # noqa: T201 - a command's output
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader went away. Keep the interpreter from trying again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 3
+    except KeyboardInterrupt:
+        return 130
+    return result
