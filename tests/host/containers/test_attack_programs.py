@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The attack programs work: without enforcement each gets through where the kernel itself does not refuse it.
 
-A refusal in the vm lane means something only because of this file, which uses a real runc. A refusal in the vm lane means something only because of this file. It also shows the other half: that an attack tells
-a refusal from a failure of its own, for a test that cannot fail is a defect.
+A refusal in the vm lane means something only because of this file, which uses a real runc. It also shows the other
+half: that an attack tells a refusal from a failure of its own, for a test that cannot fail is a defect.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def container(
     ],
 )
 def test_a_refused_open_is_told_as_refused(container: tuple[Runtime, str, oci.Bundle, Path], attack: str) -> None:
-    """File modes stand for the policy: an attack that gets through elsewhere ends in status 0 when its open is refused."""
+    """File modes stand for the policy: what gets through elsewhere ends in status 0 when its open is refused."""
     runtime, name, bundle, volume = container
     (volume / "app" / "prod" / "key").chmod(0)
     result = runtime.execute(

@@ -115,9 +115,10 @@ _OWNED_BY_ROOT: Final = {
 }
 
 
-def kernel_refusal(attack: str, setting: Setting) -> KernelRefusal | None:  # noqa: C901, PLR0911 - a table of reasons, one line each
-    """Tell why the kernel alone refuses an attack in a setting, or None if the attack gets through unless somebody
-    enforces.
+def kernel_refusal(  # noqa: C901, PLR0911 - a table of reasons, one line each
+    attack: str, setting: Setting
+) -> KernelRefusal | None:
+    """Tell why the kernel alone refuses an attack in a setting; None if only enforcement could.
 
     The container is the one that the host lane builds: grant ALL also lifts the device rules and the read-only paths
     of /proc.

@@ -111,7 +111,9 @@ def make_secret_tree(base: Path, attacks: Path, *, deep: bool = True) -> SecretT
         for command in ([str(tree.secret.parent)], [str(tree.public), str(tree.secret)]):
             result = subprocess.run([str(attacks), "make-deep", *command], check=False, capture_output=True, text=True)
             if result.returncode != 0:
-                message = f"cannot make the deep directories below {base}: {result.stderr.strip()}; is it on a file system with room, and new?"
+                message = (
+                    f"cannot make deep directories below {base}: {result.stderr.strip()}; is it new, and has room?"
+                )
                 raise RootfsError(message)
     return tree
 
@@ -165,7 +167,7 @@ def _checked_busybox(programs: Path) -> Path:
         *(Path("/usr/bin") / name for name in DYNAMIC_PROGRAMS),
     ]:
         if not needed.exists():
-            message = f"{needed} is missing: `make container-programs` builds ours, Debian's busybox-static and coreutils have the rest"
+            message = f"{needed} is missing: `make container-programs` builds ours, Debian packages have the rest"
             raise RootfsError(message)
     if libraries(busybox):
         message = f"{busybox} is dynamic: install Debian's busybox-static"
@@ -182,7 +184,9 @@ def _make_tree(root: Path) -> None:
     for name, target in LINKS.items():
         (root / name).symlink_to(target)
     (root / "etc/passwd").write_text(
-        f"root:x:0:0:root:/root:/bin/sh\napp:x:{APPLICATION_USER}:{APPLICATION_USER}:app:/home/app:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
+        "root:x:0:0:root:/root:/bin/sh\n"
+        f"app:x:{APPLICATION_USER}:{APPLICATION_USER}:app:/home/app:/bin/sh\n"
+        "nobody:x:65534:65534:nobody:/:/bin/false\n"
     )
     (root / "etc/group").write_text(f"root:x:0:\napp:x:{APPLICATION_USER}:\nnogroup:x:65534:\n")
     (root / "etc/hosts").write_text("127.0.0.1 localhost\n")

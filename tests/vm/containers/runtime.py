@@ -41,7 +41,8 @@ class Completed:
     def check(self) -> Completed:
         """Return self, or raise RuntimeCommandError if the status is not 0."""
         if self.status != 0:
-            message = f"{' '.join(self.command)}: status {self.status}, output {self.output[-2000:]!r}, errors {self.errors[-2000:]!r}"
+            told = f"output {self.output[-2000:]!r}, errors {self.errors[-2000:]!r}"
+            message = f"{' '.join(self.command)}: status {self.status}, {told}"
             raise RuntimeCommandError(message)
         return self
 
