@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 REFUSED, THROUGH, BROKEN = 0, 1, 2
 ATTACKS_SOURCE = Path(__file__).resolve().parents[2] / "vm" / "containers" / "src" / "attacks.c"
+README = ATTACKS_SOURCE.parents[1] / "README.md"
 ATTACKS = tuple(re.findall(r'^\tATTACK\("([^"]+)"', ATTACKS_SOURCE.read_text(), re.MULTILINE))
 CAPABILITIES = {
     Grant.RUNC: oci.CAPABILITIES_RUNC,
@@ -178,6 +179,12 @@ def test_list_names_the_attacks(programs: Path) -> None:
     ).stdout.split()
     assert tuple(listed) == ATTACKS
     assert len(set(listed)) == len(listed)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_every_attack_is_explained(attack: str) -> None:
+    """README.md says what each attack does and which part is to refuse it."""
+    assert f"`{attack}`" in README.read_text()
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@
 //
 // Undone: what is made is removed, what is renamed goes back, what is removed is made again, empty, with its mode and owner. Not undone: the open-trunc
 // questions empty the file. truncate, ftruncate, chmod, fchmod and chown set what is there already. exec and execveat run the program with no arguments, no input and no
-// output, and kill it as soon as the exec happened; ENOEXEC (8) means that the policy let it pass.
+// output, and kill it as soon as the exec is past its point of no return: the answer is about the exec itself, not about what it maps afterwards.
+// ENOEXEC (8) means that the policy let it pass.
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
@@ -159,9 +160,6 @@ static int try_exec(const char *path, bool by_descriptor)
 	kill(child, SIGKILL);
 	if (waitpid(child, &status, 0) < 0)
 		return fail("wait");
-	// Past the point of no return the kernel answers with a signal instead of an errno: SIGKILL if our own came first, or its SIGSEGV.
-	if (length == 0 && WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV)
-		return EACCES;
 	return length == (ssize_t)sizeof error ? error : 0;
 }
 
