@@ -123,8 +123,9 @@ def _from_base64(algorithm: Algorithm, signature: bytes) -> bytes:
 
     That is what ``base64``, ``openssl base64`` and ``cosign`` write.
     """
-    text = b"".join(signature.replace(b"\r\n", b"\n").removesuffix(b"\n").split(b"\n"))
-    if not _BASE64_TEXT.fullmatch(text):
+    lines = signature.replace(b"\r\n", b"\n").removesuffix(b"\n").split(b"\n")
+    text = b"".join(lines)
+    if not all(lines) or not _BASE64_TEXT.fullmatch(text):
         _malformed(algorithm, f"{len(signature)} bytes that are neither that nor base64 of it", "sign again")
     try:
         raw = binascii.a2b_base64(text, strict_mode=True)

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Building from directories, and the ``hauberk bundle`` commands with their exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hauberk.bundle import PolicyFilesError, build, builder, parse
+from hauberk.cli import bundle as command
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+POLICY = """\
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorPolicy
+metadata: {{name: {name}}}
+spec:
+  selector: {{matchLabels: {{{label}}}}}
+  file: {{matchPaths: [{{path: /secret}}], action: Block}}
+"""
+EVERY = 'kubearmor.io/container.name: ".*"'
+
+
+def write(directory: Path, file: str, name: str = "p", label: str = EVERY) -> None:
+    path = directory / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(POLICY.format(name=name, label=label))
+
+
+def run(*arguments: object) -> int:
+    parser = argparse.ArgumentParser()
+    command.register(parser.add_subparsers())
+    try:
+        parsed = parser.parse_args(["bundle", *map(str, arguments)])
+    except SystemExit as error:
+        return int(error.code or 0)
+    return int(parsed.run(parsed))
+
+
+def test_the_same_files_give_the_same_bytes(tmp_path: Path) -> None:
+    names = ["z.yaml", "a/b.yaml", "a.yml", "a-b.yaml", "é.yaml"]
+    for directory, order in (("one", names), ("two", names[::-1])):
+        for name in order:
+            write(tmp_path / directory, name, f"p{names.index(name)}")
+    os.utime(tmp_path / "two" / "z.yaml", (0, 0))
+    (tmp_path / "two" / "z.yaml").chmod(0o600)
+    data = build(tmp_path / "one", "vault", 1)
+    assert build(tmp_path / "two", "vault", 1) == data
+    assert [policy.file for policy in parse(data).policies] == sorted(names)
+
+
+def test_invalid_policies_are_refused_with_their_place(tmp_path: Path) -> None:
+    write(tmp_path, "good.yaml")
+    (tmp_path / "bad.yaml").write_text(POLICY.format(name="q", label=EVERY).replace("Block", "Blokc"))
+    with pytest.raises(PolicyFilesError) as caught:
+        build(tmp_path, "vault", 1)
+    assert "bad.yaml:6:" in str(caught.value)
+    assert "Blokc" in str(caught.value)
+
+
+def test_entries_that_leave_doubt_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PolicyFilesError, match="no policy file"):
+        build(tmp_path, "vault", 1)
+    write(tmp_path, "good.yaml")
+    (tmp_path / "link.yaml").symlink_to("good.yaml")
+    (tmp_path / "upper.YAML").write_text("")
+    (tmp_path / "latin.yaml").write_bytes(b"\xe9")
+    os.mkfifo(tmp_path / "fifo.yaml")
+    with pytest.raises(PolicyFilesError) as caught:
+        build(tmp_path, "vault", 1)
+    for text in ("symbolic link", "upper.YAML", "not UTF-8", "special file"):
+        assert text in str(caught.value)
+
+
+def test_what_is_no_policy_is_left_out_and_said_to_be(tmp_path: Path) -> None:
+    write(tmp_path, "good.yaml")
+    write(tmp_path, ".hidden.yaml", "h")
+    (tmp_path / "README.md").write_text("x")
+    built = builder.assemble(tmp_path, "vault", 1)
+    assert built.left_out == (".hidden.yaml", "README.md")
+    assert built.warnings == ()
+
+
+def test_selection_by_what_the_host_says_is_warned_of(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", "a", "app: a")
+    assert builder.assemble(tmp_path, "vault", 1).warnings == ()
+    (default,) = builder.assemble(tmp_path, "vault", 1, "audit").warnings
+    assert "default audit" in default
+    write(tmp_path, "b.yaml", "b")
+    (labels,) = builder.assemble(tmp_path, "vault", 1).warnings
+    assert "weakest policy" in labels
+    assert "'a' ('a.yaml')" in labels
+
+
+def test_the_commands_from_keys_to_a_verified_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "policies", "a.yaml")
+    (tmp_path / "pass").write_text("secret\nsecond line\n")
+    out, key, pub, sig = (tmp_path / name for name in ("b.json", "k.key", "k.pub", "b.sig"))
+    assert run("keygen", "-o", tmp_path / "k", "--algorithm", "ed25519", "--passphrase-file", tmp_path / "pass") == 0
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert run("keygen", "-o", tmp_path / "k") == 2
+    assert run("build", tmp_path / "policies", "-o", out, "--name", "vault", "--version", 2) == 0
+    assert run("sign", out, "--key", key, "-o", sig) == 2
+    assert run("sign", out, "--key", key, "-o", sig, "--passphrase-file", tmp_path / "pass") == 0
+    verify = ("verify", out, "--signature", sig, "--key", pub)
+    assert run(*verify, "--minimum-version", 2, "--name", "vault") == 0
+    assert run(*verify, "--minimum-version", 3) == 1
+    assert run(*verify, "--name", "other") == 1
+    assert run(*verify, "--minimum-version", 0) == 2
+    assert run("verify", out, "--signature", sig, "--key", key) == 2
+    assert run("verify", out, "--signature", tmp_path / "none", "--key", pub) == 2
+    capsys.readouterr()
+    assert run("show", out, "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["name"], shown["version"], shown["signatureChecked"]) == ("vault", 2, False)
+    assert shown["sha256"] == parse(out.read_bytes()).digest
+    assert run("show", out) == 0
+    assert "a.yaml" in capsys.readouterr().out
+    out.write_bytes(out.read_bytes().replace(b"/secret", b"/public"))
+    assert run(*verify) == 1
+    assert "error: signature" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.json", "b.sig", "k.key", "k.pub", "pass", "policies"]
+
+
+def test_wrong_usage_and_wrong_input_have_their_codes(tmp_path: Path) -> None:
+    write(tmp_path / "bad", "a.yaml", "a", "{}")
+    build_bad = ("build", tmp_path / "bad", "-o", tmp_path / "b", "--name")
+    assert run(*build_bad, "vault", "--version", 1) == 1
+    assert run(*build_bad, "-Vault", "--version", 1) == 2
+    assert run(*build_bad, "vault", "--version", 0) == 2
+    assert run("build", tmp_path / "absent", "-o", tmp_path / "b", "--name", "vault", "--version", 1) == 2
+    (tmp_path / "junk").write_text("{}")
+    assert run("show", tmp_path / "junk") == 1
+    assert run("sign", tmp_path / "junk", "--key", tmp_path / "none", "-o", tmp_path / "s") == 1
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_half_made_key_pair_is_taken_back(tmp_path: Path) -> None:
+    (tmp_path / "k.pub").write_text("mine")
+    assert run("keygen", "-o", tmp_path / "k") == 2
+    assert not (tmp_path / "k.key").exists()
+    assert (tmp_path / "k.pub").read_text() == "mine"
+
+
+def test_special_files_are_not_replaced(tmp_path: Path) -> None:
+    write(tmp_path / "policies", "a.yaml")
+    os.mkfifo(tmp_path / "fifo")
+    assert run("build", tmp_path / "policies", "-o", tmp_path / "fifo", "--name", "vault", "--version", 1) == 2
+    assert (tmp_path / "fifo").is_fifo()
+
+
+def test_heavy_libraries_are_imported_only_when_needed() -> None:
+    code = (
+        "import sys, hauberk.bundle, hauberk.cli.bundle, guest_agent.trust;"
+        "sys.exit(bool({'cryptography', 'yaml', 'pydantic', 'grpc'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
