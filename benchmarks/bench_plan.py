@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compile time, memory and table size by number of rules: ``python -m benchmarks.bench_plan [NUMBER…]``.
 
-Two made-up but shaped-like-life sets: ``exact`` (only paths) and ``mixed`` (half paths, a quarter directories, the rest globs and
-executable names, a few sources). Times are of one run each; memory is the peak of a second run under tracemalloc.
+Two made-up but shaped-like-life sets: ``exact`` (only paths) and ``mixed`` (half paths, a quarter directories, the rest
+globs and executable names, a few sources). Times are of one run each; memory is the peak of a second run under
+tracemalloc.
 """
 
 from __future__ import annotations
@@ -17,10 +18,19 @@ from guest_agent.engines.bpf_lsm.plan import PlanError, compile_table
 from hauberk.policy.rules import Action, ObjectKind, Origin, Rule, RuleSet, Section
 
 ORIGIN: Final = Origin("benchmark", "")
-TOPS: Final = ("/usr/bin", "/usr/lib/x86_64-linux-gnu", "/usr/share/doc", "/etc", "/var/lib", "/opt/application", "/home/service")
+TOPS: Final = (
+    "/usr/bin",
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/share/doc",
+    "/etc",
+    "/var/lib",
+    "/opt/application",
+    "/home/service",
+)
 WORDS: Final = (
-    "alpha", "backup", "cache", "config", "data", "export", "fonts", "gateway", "hosts", "index", "journal", "keys", "log",
-    "modules", "network", "options", "policy", "queue", "runtime", "secrets", "tables", "users", "values", "worker",
+    "alpha", "backup", "cache", "config", "data", "export", "fonts", "gateway", "hosts", "index", "journal", "keys",
+    "log", "modules", "network", "options", "policy", "queue", "runtime", "secrets", "tables", "users",
+    "values", "worker",
 )  # fmt: skip
 SUFFIXES: Final = ("", ".conf", ".so.1", ".json", ".d", "-daemon")
 
@@ -43,7 +53,7 @@ def rule(generator: random.Random, kind: ObjectKind, value: str) -> Rule:
 
 def exact(number: int) -> RuleSet:
     """Paths only, all of them Block."""
-    generator = random.Random(number)
+    generator = random.Random(number)  # noqa: S311 - made-up paths, always the same
     paths: set[str] = set()
     while len(paths) < number:
         paths.add(path(generator))
@@ -52,15 +62,15 @@ def exact(number: int) -> RuleSet:
 
 def mixed(number: int) -> RuleSet:
     """Every kind of rule."""
-    generator = random.Random(number)
+    generator = random.Random(number)  # noqa: S311 - made-up paths, always the same
     rules = []
     for index in range(number):
         value = path(generator)
         if index % 4 < 2:
             rules.append(rule(generator, ObjectKind.PATH, value))
-        elif index % 4 == 2:  # noqa: PLR2004 - a quarter
+        elif index % 4 == 2:
             rules.append(rule(generator, ObjectKind.DIRECTORY, value + "/"))
-        elif index % 40 == 3:  # noqa: PLR2004 - one in forty
+        elif index % 40 == 3:
             rules.append(rule(generator, ObjectKind.EXECNAME, value.rpartition("/")[2]))
         else:
             tail = generator.choice(("/*.key", "/**/id_*", "/*/secret[0-9]", "/{a,b}*/**", "*.log"))
@@ -71,7 +81,10 @@ def mixed(number: int) -> RuleSet:
 def main(arguments: list[str]) -> int:
     """Print one line per set and number of rules."""
     numbers = [int(argument) for argument in arguments] or [1, 20, 100, 1000, 10000]
-    print(f"{'set':6} {'rules':>6} {'seconds':>9} {'peak MiB':>9} {'states':>8} {'cells':>8} {'filled':>7} {'classes':>8} {'KiB':>8}")
+    print(
+        f"{'set':6} {'rules':>6} {'seconds':>9} {'peak MiB':>9} {'states':>8} {'cells':>8} {'filled':>7}"
+        f" {'classes':>8} {'KiB':>8}"
+    )
     for name, make in (("exact", exact), ("mixed", mixed)):
         for number in numbers:
             rule_set = make(number)

@@ -7,14 +7,16 @@ whose states carry an output computed from the marks of the globs that match the
 Design. Nearly all rules are literal paths, or begin with a long literal; only what follows the first wildcard can loop.
 So the work is split by shape:
 
-* The tails from the first wildcard on become an epsilon-free NFA (one *position* per byte matcher, equal positions shared)
-  and are determinised by subset construction. This part may be cyclic; partition refinement minimises it.
+* The tails from the first wildcard on become an epsilon-free NFA (one *position* per byte matcher, equal positions
+  shared) and are determinised by subset construction. This part may be cyclic; partition refinement minimises it.
 * The literal prefixes are a trie that is never held in memory: walked in sorted order, every node is finished after its
-  children, and looked up by (output, transitions) among the states that exist already. A trie node's subset of NFA positions
-  is fixed by its path, so the product of trie and tails is still a tree hanging above the cyclic part. Below such a node
-  everything is minimal already, hence equal signature means equal language, and the whole result is minimal.
+  children, and looked up by (output, transitions) among the states that exist already. A trie node's subset of NFA
+  positions is fixed by its path, so the product of trie and tails is still a tree hanging above the cyclic part. Below
+  such a node everything is minimal already, hence equal signature means equal language, and the whole result is
+  minimal.
 
-Ten thousand literal paths therefore cost one hash look-up per trie node, and suffixes are shared as far as outputs agree.
+Ten thousand literal paths therefore cost one hash look-up per trie node, and suffixes are shared as far as outputs
+agree.
 
 A path holds no NUL: byte 0 is a "do not care" and always follows the default.
 """
@@ -53,8 +55,9 @@ class AutomatonError(ValueError):
 class Automaton:
     """A minimal complete DFA over bytes.
 
-    ``exceptions[s]`` lists, in ascending order of bytes, ``target << 8 | byte`` for every byte that does not lead to ``defaults[s]``,
-    the most common target. States from ``acyclic_from`` on lead to smaller states only. ``starts`` follows the languages.
+    ``exceptions[s]`` lists, in ascending order of bytes, ``target << 8 | byte`` for every byte that does not lead to
+    ``defaults[s]``, the most common target. States from ``acyclic_from`` on lead to smaller states only. ``starts``
+    follows the languages.
     """
 
     outputs: list[int]
@@ -66,7 +69,7 @@ class Automaton:
 
 @dataclass(frozen=True, slots=True)
 class Comb:
-    """Row-displacement packing: the cell of (state, byte) is ``bases[state] + byte`` if ``checks`` names the state there."""
+    """Row-displacement packing: (state, byte) has the cell ``bases[state] + byte``, if ``checks`` names the state."""
 
     bases: list[int]
     checks: list[int]
@@ -74,7 +77,10 @@ class Comb:
 
 
 def build(
-    languages: SequenceOf[Iterable[tuple[Node, int]]], output_of: Callable[[tuple[int, ...]], int], *, maximum_states: int
+    languages: SequenceOf[Iterable[tuple[Node, int]]],
+    output_of: Callable[[tuple[int, ...]], int],
+    *,
+    maximum_states: int,
 ) -> Automaton:
     """Build the minimal automaton of several languages in one state space.
 
@@ -238,7 +244,8 @@ class _Subsets:
         self._groups = list(alike.values())
         self._group_of = {byte: number for number, group in enumerate(self._groups) for byte in group}
         self._groups_of_class = [
-            [number for number, group in enumerate(self._groups) if group[0] in allowed] for allowed in positions.classes
+            [number for number, group in enumerate(self._groups) if group[0] in allowed]
+            for allowed in positions.classes
         ]
 
     def intern(self, members: Iterable[int]) -> int:
@@ -315,9 +322,7 @@ def _canonical(default: int, exceptions: list[int]) -> tuple[int, tuple[int, ...
     if best == default:
         return default, kept
     targets = {item & 0xFF: item >> 8 for item in kept}
-    return best, tuple(
-        [target << 8 | byte for byte in range(1, 256) if (target := targets.get(byte, default)) != best]
-    )
+    return best, tuple([target << 8 | byte for byte in range(1, 256) if (target := targets.get(byte, default)) != best])
 
 
 class _Minimal:
@@ -503,11 +508,11 @@ def _common_prefix(first: bytes, second: bytes) -> int:
     return low
 
 
-def pack(exceptions: SequenceOf[tuple[int, ...]]) -> Comb:
-    """Displace the rows of ``exceptions`` (as in :class:`Automaton`) into each other, fullest first, lowest place first.
+def pack(exceptions: SequenceOf[tuple[int, ...]]) -> Comb:  # noqa: C901 - one loop, kept free of calls
+    """Displace rows of ``exceptions`` (as in :class:`Automaton`) into each other, fullest first, lowest place first.
 
-    For one pattern of bytes the first fit only ever moves up, so each pattern goes on where it last succeeded; after many
-    misses in a row all patterns of that width give the crowded region up, and rows of one byte fill what is left.
+    For one pattern of bytes the first fit only ever moves up, so each pattern goes on where it last succeeded; after
+    many misses in a row all patterns of that width give the crowded region up, and rows of one byte fill what is left.
     There are cells for every byte behind every base, so that a reader in the kernel needs no bound of its own.
     """
     bases = [0] * len(exceptions)
@@ -558,4 +563,3 @@ def pack(exceptions: SequenceOf[tuple[int, ...]]) -> Comb:
     targets += [0] * (length - len(targets))
     del checks[length:], targets[length:]
     return Comb(bases, checks, targets)
-

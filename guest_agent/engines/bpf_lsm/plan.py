@@ -5,9 +5,10 @@ One automaton holds all path rules of a workload: a state says which class of pa
 what (class, source, operation, owner) gets. Every entry of the matrix comes from :func:`hauberk.policy.rules.decide`;
 this module only notices when two sets of rules must get the same answer, and asks once.
 
-The answer of ``decide`` depends on the rules that match, not on which path made them match. So rules that differ in nothing but
-their object are one *behaviour*, and in a set of behaviours only the order of the literal prefixes counts, not their lengths.
-Classes are the distinct rows of the matrix, hence two paths with equal answers are in one class, whatever rules they match.
+The answer of ``decide`` depends on the rules that match, not on which path made them match. So rules that differ in
+nothing but their object are one *behaviour*, and in a set of behaviours only the order of the literal prefixes counts,
+not their lengths. Classes are the distinct rows of the matrix, hence two paths with equal answers are in one class,
+whatever rules they match.
 
 Layout of ``Table.blob`` (version 1, little endian, offsets in words of 8 bytes from its start)::
 
@@ -19,9 +20,9 @@ Layout of ``Table.blob`` (version 1, little endian, offsets in words of 8 bytes 
                  (there is a cell for every byte behind every base)
     verdicts     n_classes x n_sources words; operation o, owner w: two bits at (o * 2 + w) * 2
 
-READ and WRITE walk from ``file_start``, EXECUTE and MAP from ``exec_start``. Class 0 is that of paths no rule matches. A
-state below ``sinks`` is never left again. What "below" a state is: every path reached from it by one byte or more; its row is, entry by
-entry, the worst of theirs, and the state is guarded when that row denies anything to anyone.
+READ and WRITE walk from ``file_start``, EXECUTE and MAP from ``exec_start``. Class 0 is that of paths no rule matches.
+A state below ``sinks`` is never left again. What "below" a state is: every path reached from it by one byte or more;
+its row is, entry by entry, the worst of theirs, and the state is guarded when that row denies anything to anyone.
 
 Equal rule sets give equal bytes, in whatever order the rules are listed.
 """
@@ -152,9 +153,7 @@ def compile_table(rule_set: RuleSet) -> Table:
             exec_rules.append((node, mark))
     exec_rules += [(Literal(to_bytes(source)), rows.source_mark(number)) for number, source in enumerate(sources, 1)]
     try:
-        automaton = build(
-            (file_rules, exec_rules), rows.output_of, maximum_states=MAXIMUM_TABLE_BYTES // (2 * _WORD)
-        )
+        automaton = build((file_rules, exec_rules), rows.output_of, maximum_states=MAXIMUM_TABLE_BYTES // (2 * _WORD))
     except AutomatonError as error:
         raise PlanError(_too_large(rules, str(error))) from error
     return _encode(rules, sources, rows, automaton)
@@ -167,7 +166,7 @@ def lookup(blob: bytes, path: bytes, source_id: int, operation: Operation, owner
 
 
 def source_of(blob: bytes, path: bytes) -> int:
-    """Return the source id an executable at ``path`` gets as it is executed; 0: none that rules name. Raises TableError."""
+    """Return the id of the source that ``path`` is when executed; 0: none that rules name. Raises TableError."""
     view = _View(blob)
     return view.output(view.walk(Operation.EXECUTE, path))[1]
 
@@ -175,9 +174,10 @@ def source_of(blob: bytes, path: bytes) -> int:
 def directory_change(blob: bytes, old: bytes, new: bytes, source_id: int, owner: bool) -> Verdict:  # noqa: FBT001
     """Answer as the kernel does for the rename of the directory ``old`` to ``new``. Raises TableError.
 
-    Both names need WRITE. Beyond that, everything below changes its name. In each automaton either the rest of a path must mean
-    the same behind both names, or nothing below the old name may be guarded; and where the file rules differ, what is below the new
-    name must be writable for this source, whoever owns it: the objects below are not looked at one by one.
+    Both names need WRITE. Beyond that, everything below changes its name. In each automaton either the rest of a path
+    must mean the same behind both names, or nothing below the old name may be guarded; and where the file rules differ,
+    what is below the new name must be writable for this source, whoever owns it: the objects below are not looked at
+    one by one.
     """
     view = _View(blob)
     verdicts = [lookup(blob, path, source_id, Operation.WRITE, owner) for path in (old, new)]
@@ -197,7 +197,7 @@ def _identity(rule: Rule) -> tuple[object, ...]:
     """Everything of a rule that can change a table, as JSON can hold it."""
     return (
         rule.section.value, rule.kind.value, rule.value, rule.action.value, rule.recursive, rule.read_only,
-        rule.owner_only, sorted(set(rule.sources)), sorted({operation.value for operation in rule.operations}), rule.implied,
+        rule.owner_only, rule.implied, sorted(set(rule.sources)), sorted({one.value for one in rule.operations}),
     )  # fmt: skip
 
 
@@ -267,7 +267,8 @@ class _Rows:
                 message = f"{_name(rule)}: {error}"
                 raise PlanError(message) from error
             shape = (
-                rule.section, rule.action, rule.read_only, rule.owner_only, rule.sources, rule.operations, specificity[:-1]
+                rule.section, rule.action, rule.read_only, rule.owner_only, rule.sources, rule.operations,
+                specificity[:-1],
             )  # fmt: skip
             behaviour = (shape, specificity[-1])
             if behaviour not in behaviours:
@@ -327,7 +328,8 @@ def _below(automaton: Automaton, rows: list[int]) -> list[int]:
     states = range(len(automaton.outputs))
     below = [0] * len(states)
     successors = [
-        {automaton.defaults[state], *[item >> 8 for item in automaton.exceptions[state]]} for state in range(automaton.acyclic_from)
+        {automaton.defaults[state], *[item >> 8 for item in automaton.exceptions[state]]}
+        for state in range(automaton.acyclic_from)
     ]
     predecessors: list[list[int]] = [[] for _ in successors]
     for state, targets in enumerate(successors):
@@ -381,15 +383,19 @@ def _encode(rules: tuple[Rule, ...], sources: tuple[str, ...], rows: _Rows, auto
     if len(classes) > MAXIMUM_CLASSES:
         message = f"the rules tell {len(classes)} classes of paths apart, more than {MAXIMUM_CLASSES}"
         raise PlanError(_too_large(rules, message))
-    comb = pack([tuple([number[item >> 8] << 8 | item & 0xFF for item in automaton.exceptions[state]]) for state in order])
+    comb = pack(
+        [tuple([number[item >> 8] << 8 | item & 0xFF for item in automaton.exceptions[state]]) for state in order]
+    )
     size = _HEADER.size + _WORD * (2 * len(order) + len(comb.checks) + len(classes) * columns)
     if size > MAXIMUM_TABLE_BYTES:
         message = (
-            f"the table would have {size} bytes ({len(order)} states, {len(comb.checks)} transitions, {len(classes)} classes of"
-            f" paths for {columns} sources), more than {MAXIMUM_TABLE_BYTES}"
+            f"the table would have {size} bytes ({len(order)} states, {len(comb.checks)} transitions,"
+            f" {len(classes)} classes of paths for {columns} sources), more than {MAXIMUM_TABLE_BYTES}"
         )
         raise PlanError(_too_large(rules, message))
-    everywhere = int.from_bytes(b"\x01\x00" * columns, "little")  # an entry's mask times this: that mask in every column
+    everywhere = int.from_bytes(
+        b"\x01\x00" * columns, "little"
+    )  # an entry's mask times this: that mask in every column
     packed_outputs = [
         (
             classes[row_of_state[state]],
@@ -445,8 +451,8 @@ def _serialise(  # noqa: PLR0913 - the parts of one header
     off_transitions = off_outputs + states
     off_verdicts = off_transitions + len(comb.checks)
     header = _HEADER.pack(
-        MAGIC, VERSION, *starts, sinks, states, off_states, off_outputs, off_transitions, len(comb.checks), off_verdicts,
-        classes, columns, flags, 0, 0,
+        MAGIC, VERSION, *starts, sinks, states, off_states, off_outputs, off_transitions, len(comb.checks),
+        off_verdicts, classes, columns, flags, 0, 0,
     )  # fmt: skip
     return b"".join(
         (
@@ -464,14 +470,17 @@ class _View:
 
     def __init__(self, blob: bytes) -> None:
         if len(blob) < _HEADER.size:
-            message = f"found a table of {len(blob)} bytes, expected at least the header's {_HEADER.size}; compile it again"
+            message = (
+                f"found a table of {len(blob)} bytes, expected at least the header's {_HEADER.size}; compile it again"
+            )
             raise TableError(message)
         (
-            magic, version, self.file_start, self.exec_start, self.sinks, self.n_states, self.off_states, self.off_outputs,
-            self.off_transitions, self.n_transitions, self.off_verdicts, self.n_classes, self.n_sources, self.flags, _, _,
+            magic, version, self.file_start, self.exec_start, self.sinks, self.n_states, self.off_states,
+            self.off_outputs, self.off_transitions, self.n_transitions, self.off_verdicts, self.n_classes,
+            self.n_sources, self.flags, _, _,
         ) = _HEADER.unpack_from(blob)  # fmt: skip
         if (magic, version) != (MAGIC, VERSION):
-            message = f"found magic {magic:#x} version {version}, expected {MAGIC:#x} version {VERSION}; compile the table again"
+            message = f"found magic {magic:#x} version {version}, expected {MAGIC:#x}, {VERSION}; compile it again"
             raise TableError(message)
         end = _WORD * (self.off_verdicts + self.n_classes * self.n_sources)
         if len(blob) != end:

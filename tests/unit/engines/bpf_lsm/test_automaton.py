@@ -15,7 +15,24 @@ from hauberk.policy.globs import Literal, Node, parse, simulate
 
 PATTERNS = st.lists(
     st.sampled_from(
-        ("/", "a", "b", "ab", "c", "*", "**", "?", "[ab]", "[^a]", "{a,b}", "{,c}", "{a*,/b}", "{a,{b,**}}", "{b}", "/**/")
+        (
+            "/",
+            "a",
+            "b",
+            "ab",
+            "c",
+            "*",
+            "**",
+            "?",
+            "[ab]",
+            "[^a]",
+            "{a,b}",
+            "{,c}",
+            "{a*,/b}",
+            "{a,{b,**}}",
+            "{b}",
+            "/**/",
+        )
     ),
     min_size=1,
     max_size=7,
@@ -27,9 +44,11 @@ class Marks:
     """Numbers each set of marks, so that a test can see which globs match at a state."""
 
     def __init__(self) -> None:
+        """Begin without any."""
         self.sets: list[tuple[int, ...]] = []
 
     def __call__(self, marks: tuple[int, ...]) -> int:
+        """Give the number of a set."""
         if marks not in self.sets:
             self.sets.append(marks)
         return self.sets.index(marks)
@@ -67,7 +86,8 @@ def distinguishable_classes(machine: Automaton) -> int:
     while True:
         names: dict[tuple[int, tuple[int, ...]], int] = {}
         refined = {
-            state: names.setdefault((block[state], tuple(block[target] for target in rows[state])), len(names)) for state in states
+            state: names.setdefault((block[state], tuple(block[target] for target in rows[state])), len(names))
+            for state in states
         }
         if len(names) == len(set(block.values())):
             return len(names)
@@ -119,10 +139,14 @@ def test_literals_share_prefixes_and_suffixes() -> None:
 
 def test_states_past_the_cyclic_part_lead_downwards() -> None:
     """What the reader of ``acyclic_from`` relies on."""
-    machine = build([[(parse("/a/b*/c"), 0), (Literal(b"/a/b"), 1), (Literal(b"/x/y"), 1)]], Marks(), maximum_states=1000)
+    machine = build(
+        [[(parse("/a/b*/c"), 0), (Literal(b"/a/b"), 1), (Literal(b"/x/y"), 1)]], Marks(), maximum_states=1000
+    )
     assert machine.acyclic_from < len(machine.outputs)
     for state in range(machine.acyclic_from, len(machine.outputs)):
-        assert all(target < state for target in (machine.defaults[state], *(item >> 8 for item in machine.exceptions[state])))
+        assert all(
+            target < state for target in (machine.defaults[state], *(item >> 8 for item in machine.exceptions[state]))
+        )
 
 
 def test_multiplying_wildcards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,28 @@ from hypothesis import strategies as st
 
 from guest_agent.engines.bpf_lsm import automaton, plan
 from guest_agent.engines.bpf_lsm.plan import (
-    PlanError, Table, TableError, compile_table, directory_change, fingerprint, lookup, source_of,
+    PlanError,
+    Table,
+    TableError,
+    compile_table,
+    directory_change,
+    fingerprint,
+    lookup,
+    source_of,
 )  # fmt: skip
 from hauberk.policy.globs import matches, to_bytes
 from hauberk.policy.rules import (
-    OPERATIONS_OF, Action, ObjectKind, Operation, Origin, Rule, RuleSet, Section, Verdict, decide, implied_rules,
+    OPERATIONS_OF,
+    Action,
+    ObjectKind,
+    Operation,
+    Origin,
+    Rule,
+    RuleSet,
+    Section,
+    Verdict,
+    decide,
+    implied_rules,
 )  # fmt: skip
 
 ORIGIN = Origin("test", "spec.file.matchPaths[0]")
@@ -26,7 +43,9 @@ SOURCES = ("/a/b", "/b", "/c/a")
 NAMES = st.sampled_from(("a", "b", "c", "ab", "a.so", "é", "a b"))
 PATHS = st.lists(NAMES, min_size=1, max_size=4).map(lambda names: "/" + "/".join(names))
 PATTERNS = st.lists(
-    st.sampled_from(("/", "a", "b", "*", "**", "?", "[a-c]", "[^a]", "{a,b}", "{,/c}", "\\*", ".so")), min_size=1, max_size=6
+    st.sampled_from(("/", "a", "b", "*", "**", "?", "[a-c]", "[^a]", "{a,b}", "{,/c}", "\\*", ".so")),
+    min_size=1,
+    max_size=6,
 ).map(lambda parts: "/" + "".join(parts))
 VALUES = {
     ObjectKind.PATH: PATHS,
@@ -56,15 +75,21 @@ def rules(draw: st.DrawFn) -> Rule:
     )
 
 
-RULE_SETS = st.builds(
-    RuleSet, st.lists(rules(), max_size=8).map(tuple), st.sampled_from(list(Verdict))
-)
+RULE_SETS = st.builds(RuleSet, st.lists(rules(), max_size=8).map(tuple), st.sampled_from(list(Verdict)))
 NEAR = st.lists(
-    st.sampled_from(("/a", "/b", "/c", "/ab", "/a.so", "/é", "a", "/", "*", ".so", "/x\n", "\udcff")), min_size=1, max_size=6
+    st.sampled_from(("/a", "/b", "/c", "/ab", "/a.so", "/é", "a", "/", "*", ".so", "/x\n", "\udcff")),
+    min_size=1,
+    max_size=6,
 ).map(lambda parts: to_bytes("/" + "".join(parts).lstrip("/")))
 
 
-def rule(kind: ObjectKind, value: str, action: Action = Action.BLOCK, section: Section = Section.FILE, **more: Any) -> Rule:  # noqa: ANN401
+def rule(
+    kind: ObjectKind,
+    value: str,
+    action: Action = Action.BLOCK,
+    section: Section = Section.FILE,
+    **more: Any,  # noqa: ANN401
+) -> Rule:
     """Make a rule; ``more`` are fields of Rule."""
     return Rule(section, kind, value, action, ORIGIN, **more)
 
@@ -122,7 +147,9 @@ def test_sources_are_named_where_they_are_executed(rule_set: RuleSet, path: str)
         assert source_of(table.blob, to_bytes(candidate)) == number
 
 
-def parts(blob: bytes) -> tuple[tuple[int, ...], list[tuple[int, ...]], list[tuple[int, ...]], list[tuple[int, ...]], list[int]]:
+def parts(
+    blob: bytes,
+) -> tuple[tuple[int, ...], list[tuple[int, ...]], list[tuple[int, ...]], list[tuple[int, ...]], list[int]]:
     """Read a blob by the documented layout, independently of the simulator."""
     header = struct.unpack_from("<16I", blob)
     _, _, _, _, _, states, off_states, off_outputs, off_cells, cells, off_verdicts, classes, sources, _, _, _ = header
@@ -140,7 +167,19 @@ def test_the_layout_keeps_its_promises(rule_set: RuleSet) -> None:
     """Sinks, below classes, guards, flags and distinct rows, by plain iteration over the whole alphabet."""
     table = compile_table(rule_set)
     header, states, outputs, cells, verdicts = parts(table.blob)
-    magic, version, file_start, exec_start, sinks, n_states, off_states, off_outputs, off_cells, n_cells, off_verdicts = header[:11]
+    (
+        magic,
+        version,
+        file_start,
+        exec_start,
+        sinks,
+        n_states,
+        off_states,
+        off_outputs,
+        off_cells,
+        n_cells,
+        off_verdicts,
+    ) = header[:11]
     n_classes, n_sources, flags = header[11:14]
     assert (magic, version, header[14:]) == (0x314B4248, 1, (0, 0))
     assert (off_states, off_outputs, off_cells, off_verdicts) == (
@@ -212,14 +251,21 @@ def test_thousands_of_equal_rules_are_two_classes() -> None:
     """Classes are distinct answers, not distinct rules."""
     table = compile_table(RuleSet(tuple(rule(ObjectKind.PATH, f"/data/{number}/file") for number in range(3000))))
     assert table.classes == 2
-    for path, expected in ((b"/data/2999/file", Verdict.DENY), (b"/data/3000/file", Verdict.ALLOW), (b"/data/2999", Verdict.ALLOW)):
+    for path, expected in (
+        (b"/data/2999/file", Verdict.DENY),
+        (b"/data/3000/file", Verdict.ALLOW),
+        (b"/data/2999", Verdict.ALLOW),
+    ):
         assert lookup(table.blob, path, 0, Operation.READ, False) is expected  # noqa: FBT003
 
 
 def test_ten_thousand_exact_paths_fit() -> None:
     """The mass case: all of them are found, their neighbours are not."""
-    generator = random.Random(1)
-    names = [f"{generator.randrange(40)}/module{generator.randrange(400)}/item{generator.randrange(99)}" for _ in range(10_500)]
+    generator = random.Random(1)  # noqa: S311 - made-up paths, always the same
+    names = [
+        f"{generator.randrange(40)}/module{generator.randrange(400)}/item{generator.randrange(99)}"
+        for _ in range(10_500)
+    ]
     paths = sorted({f"/srv/{name}.conf" for name in names})[:10_000]
     table = compile_table(RuleSet(tuple(rule(ObjectKind.PATH, path) for path in paths)))
     assert len(table.blob) <= plan.MAXIMUM_TABLE_BYTES
@@ -306,6 +352,7 @@ def test_renaming_weighs_the_owner_only_rules_below_for_both() -> None:
 
 def test_too_many_sources_are_refused() -> None:
     """256 columns are "any other" and 255 names."""
+
     def with_sources(number: int) -> RuleSet:
         return RuleSet(tuple(rule(ObjectKind.PATH, "/x", sources=(f"/bin/{index}",)) for index in range(number)))
 
