@@ -132,6 +132,7 @@ struct bpf_map {
 #define MODE_WRITE 0x2u         /* FMODE_WRITE */
 #define MODE_READ 0x1u          /* FMODE_READ */
 #define MODE_BACKING (1u << 25) /* FMODE_BACKING */
+#define MODE_INTERNAL (1u << 29) /* FMODE_NOACCOUNT: opened by the kernel for itself, overlayfs above all */
 #define FLAG_EXEC 0x20u         /* __FMODE_EXEC in f_flags: never settable from user space */
 #define FLAG_TRUNC 01000u       /* O_TRUNC */
 #define PROTECT_EXEC 0x4ul
@@ -1272,6 +1273,9 @@ static __always_inline int check_file(struct file *file, __u32 detail)
 	if (file->f_flags & FLAG_EXEC)
 		return 0; /* bprm_check_security judges it */
 	mode = file->f_mode;
+	/* The workload's own open was judged before; this second one carries the mounter's credentials. */
+	if (mode & MODE_INTERNAL)
+		return 0;
 	if (mode & MODE_READ)
 		question.ask |= ASK_READ;
 	if ((mode & MODE_WRITE) || (file->f_flags & FLAG_TRUNC))
