@@ -109,8 +109,8 @@ def verify(
         raise MalformedBundle(message) from error
     if bundle.name != root.bundle_name:
         message = (
-            f"bundle: found the name {quote(bundle.name)}, expected {quote(root.bundle_name)}, the only one that this machine"
-            " was built to accept: deliver the bundle of this machine"
+            f"bundle: found the name {quote(bundle.name)}, expected {quote(root.bundle_name)}, the only one that this"
+            " machine was built to accept: deliver the bundle of this machine"
         )
         raise NameMismatch(message)
     if bundle.version < root.minimum_version:

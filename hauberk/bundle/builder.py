@@ -89,8 +89,7 @@ def _read(directory: Path) -> tuple[tuple[PolicyFile, ...], tuple[str, ...]]:
 
 
 def _list(directory: Path) -> tuple[list[str], list[str], list[str]]:
-    """Give the relative names of the policy files, of what is left out, and what is wrong with the rest; each
-    sorted."""
+    """Give, each sorted: names of policy files, names of what is left out, what is wrong with the rest."""
     candidates: list[str] = []
     left_out: list[str] = []
     problems: list[str] = []

@@ -67,20 +67,22 @@ def warnings(policies: Iterable[PolicySummary], default: Default) -> tuple[str, 
     """Give what the author of a bundle should know before signing it; empty if there is nothing."""
     policies = tuple(policies)
     found: list[str] = []
-    by_host = [policy for policy in policies if policy.selects_by_host]
+    by_host = tuple(policy for policy in policies if policy.selects_by_host)
     namespaces = {policy.name.rpartition("/")[0] for policy in policies}
     if len(policies) > 1 and (by_host or len(namespaces) > 1):
-        named = ", ".join(f"{quote(policy.name)} ({quote(policy.file)})" for policy in (by_host or policies)[:_SHOWN])
-        rest = len(by_host or policies) - _SHOWN
+        shown = by_host or policies
+        named = ", ".join(f"{quote(policy.name)} ({quote(policy.file)})" for policy in shown[:_SHOWN])
+        rest = len(shown) - _SHOWN
+        more = f" and {rest} more" if rest > 0 else ""
         found.append(
-            f"{len(policies)} policies in one bundle, and labels, names or namespaces select among them: {named}"
-            f"{f' and {rest} more' if rest > 0 else ''}. These come from the host, which can put any container under any"
-            " of them: protection is at best that of the weakest policy in the bundle. Put one policy for all into a bundle",
+            f"found {len(policies)} policies among which labels, names or namespaces choose: {named}{more}; expected"
+            " one policy for all, because these come from the host, which can put any container under any of them:"
+            " protection is at best that of the weakest policy in the bundle",
         )
     if default is not Default.DENY:
         found.append(
-            f"default {default.value}: the host can name a container so that no policy covers it, and it may then do what"
-            " it likes. Protection against the host needs the default deny",
+            f"default {default.value}: the host can name a container so that no policy covers it, and it may then do"
+            " what it likes. Protection against the host needs the default deny",
         )
     return tuple(found)
 

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: EM101, EM102 - the parts of one message, put together in one place
 """The bundle: policies and what is promised about them, as one file whose bytes are signed.
 
 The file is canonical JSON (see :mod:`hauberk.bundle.canonical`); the digest of those bytes is the bundle's only
@@ -17,7 +18,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from hauberk.bundle import canonical
 from hauberk.bundle.errors import MalformedBundleError, quote
@@ -115,7 +116,7 @@ def check_name(found: object, where: str) -> str:
     if isinstance(found, str) and NAME_PATTERN.fullmatch(found):
         return found
     expected = "1 to 63 of a-z, 0-9, '.' and '-', a letter or digit at both ends"
-    _refuse(where, quote(found), expected, "choose such a name")
+    raise _refusal(where, quote(found), expected, "choose such a name")
 
 
 def check_version(found: object, where: str) -> int:
@@ -125,7 +126,9 @@ def check_version(found: object, where: str) -> int:
     """
     if isinstance(found, int) and not isinstance(found, bool) and 1 <= found <= MAXIMUM_VERSION:
         return found
-    _refuse(where, quote(found), f"an integer from 1 to {MAXIMUM_VERSION}", "count upwards by one for each release")
+    raise _refusal(
+        where, quote(found), f"an integer from 1 to {MAXIMUM_VERSION}", "count upwards by one for each release"
+    )
 
 
 def check_file_name(found: object, where: str) -> str:
@@ -139,10 +142,10 @@ def check_file_name(found: object, where: str) -> str:
         f" without '.' or '..' components, at most {MAXIMUM_FILE_NAME_BYTES} bytes"
     )
     if not isinstance(found, str) or not found.isprintable() or not found.endswith(POLICY_SUFFIXES):
-        _refuse(where, quote(found), expected, "rename the file")
+        raise _refusal(where, quote(found), expected, "rename the file")
     too_long = len(found.encode()) > MAXIMUM_FILE_NAME_BYTES
     if too_long or "\\" in found or any(part in {"", ".", ".."} for part in found.split("/")):
-        _refuse(where, quote(found), expected, "rename the file")
+        raise _refusal(where, quote(found), expected, "rename the file")
     return found
 
 
@@ -162,32 +165,36 @@ def _as_json(
 
 def _policies(found: object) -> tuple[PolicyFile, ...]:
     if not isinstance(found, list):
-        _refuse("bundle.policies", type(found).__name__, "a list", "rebuild the bundle")
+        raise _refusal("bundle.policies", type(found).__name__, "a list", "rebuild the bundle")
     if not 1 <= len(found) <= MAXIMUM_POLICIES:
-        _refuse("bundle.policies", f"{len(found)} entries", f"1 to {MAXIMUM_POLICIES}", "split or fill the bundle")
+        raise _refusal(
+            "bundle.policies", f"{len(found)} entries", f"1 to {MAXIMUM_POLICIES}", "split or fill the bundle"
+        )
     policies: list[PolicyFile] = []
     for index, entry in enumerate(found):
         where = f"bundle.policies[{index}]"
         fields = _object(entry, where, ("file", "text"))
         text = fields["text"]
         if not isinstance(text, str):
-            _refuse(f"{where}.text", quote(text), "a string: the policy's YAML text", "rebuild the bundle")
+            raise _refusal(f"{where}.text", quote(text), "a string: the policy's YAML text", "rebuild the bundle")
         policy = PolicyFile(check_file_name(fields["file"], f"{where}.file"), text)
         if policies and policies[-1].file >= policy.file:
             after = f"a name that sorts after {quote(policies[-1].file)}"
-            _refuse(f"{where}.file", quote(policy.file), after, "rebuild the bundle")
+            raise _refusal(f"{where}.file", quote(policy.file), after, "rebuild the bundle")
         policies.append(policy)
     return tuple(policies)
 
 
 def _object(found: object, where: str, names: tuple[str, ...]) -> dict[str, object]:
     if not isinstance(found, dict):
-        _refuse(where, type(found).__name__, f"an object with the fields {', '.join(names)}", "rebuild the bundle")
+        raise _refusal(
+            where, type(found).__name__, f"an object with the fields {', '.join(names)}", "rebuild the bundle"
+        )
     if missing := [name for name in names if name not in found]:
-        _refuse(where, f"no field {', '.join(missing)}", f"the fields {', '.join(names)}", "rebuild the bundle")
+        raise _refusal(where, f"no field {', '.join(missing)}", f"the fields {', '.join(names)}", "rebuild the bundle")
     if unknown := sorted(set(found) - set(names)):
         expected = f"no fields but {', '.join(names)}"
-        _refuse(
+        raise _refusal(
             where, f"the unknown field {quote(unknown[0])}", expected, "use the Hauberk it was built with, or newer"
         )
     return found
@@ -195,15 +202,17 @@ def _object(found: object, where: str, names: tuple[str, ...]) -> dict[str, obje
 
 def _constant(found: object, where: str, expected: str) -> None:
     if found != expected:
-        _refuse(f"bundle.{where}", quote(found), quote(expected), "use the Hauberk that this bundle was built for")
+        raise _refusal(
+            f"bundle.{where}", quote(found), quote(expected), "use the Hauberk that this bundle was built for"
+        )
 
 
 def _choice(found: object, where: str, kind: type[_Choice]) -> _Choice:
     if isinstance(found, str) and found in tuple(kind):
         return kind(found)
-    _refuse(where, quote(found), f"one of {', '.join(kind)}", "choose one of them")
+    raise _refusal(where, quote(found), f"one of {', '.join(kind)}", "choose one of them")
 
 
-def _refuse(where: str, found: str, expected: str, action: str) -> NoReturn:
+def _refusal(where: str, found: str, expected: str, action: str) -> MalformedBundleError:
     message = f"{where}: found {found}, expected {expected}: {action}"
-    raise MalformedBundleError(message)
+    return MalformedBundleError(message)

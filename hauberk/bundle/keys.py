@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: EM101 - the parts of one message, put together in one place
 """Signing keys: ECDSA on P-256, and Ed25519. Nothing else.
 
 The algorithm is a property of the key and is read from it, never from a signature or an envelope: who can name the
@@ -17,7 +18,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from hauberk.bundle.errors import MissingLibraryError, SigningKeyError, quote
 
@@ -119,11 +120,12 @@ def load_public(pem: bytes, what: str = "public key") -> PublicKey:
     _bounded(pem, what)
     block = _PEM_BLOCK.fullmatch(pem.strip())
     if block is None or block[1] != b"PUBLIC KEY":
-        _refuse(what, _what_pem_is_there(pem), "one PEM block PUBLIC KEY and nothing else", _public_advice(pem))
+        raise _refusal(what, _what_pem_is_there(pem), "one PEM block PUBLIC KEY and nothing else", _public_advice(pem))
     try:
         der = binascii.a2b_base64(b"".join(block[2].split()), strict_mode=True)
     except binascii.Error as error:
-        _refuse(what, f"base64 that cannot be read ({error})", "a PEM block PUBLIC KEY", "copy the file again", error)
+        found = f"base64 that cannot be read ({error})"
+        raise _refusal(what, found, "a PEM block PUBLIC KEY", "copy the file again") from error
     return _public_key(_load_public(der, what))
 
 
@@ -141,26 +143,30 @@ def load_private(pem: bytes, passphrase: bytes | None = None, what: str = "priva
     expected = "a PEM block PRIVATE KEY (PKCS #8)"
     label = _PEM_LABEL.search(pem)
     if label is None or not label[1].endswith((b"PRIVATE KEY", b"EC PARAMETERS")):
-        _refuse(what, _what_pem_is_there(pem), expected, f"give the private half, or {_ADVICE}")
+        raise _refusal(what, _what_pem_is_there(pem), expected, f"give the private half, or {_ADVICE}")
     if b"SIGSTORE" in label[1]:
-        _refuse(what, "a key encrypted by cosign", expected, _ADVICE)
+        raise _refusal(what, "a key encrypted by cosign", expected, _ADVICE)
     if passphrase is not None:
         check_passphrase(passphrase)
     try:
         handle = serialization.load_pem_private_key(pem, passphrase)
     except TypeError:  # the library's answer when key and passphrase do not go together
         if passphrase is None:
-            _refuse(what, "an encrypted key", "a passphrase with it", "name the file that holds it: --passphrase-file")
-        _refuse(what, "a key that is not encrypted", "an encrypted one", "leave out --passphrase-file")
+            raise _refusal(
+                what, "an encrypted key", "a passphrase with it", "name the file that holds it: --passphrase-file"
+            ) from None
+        raise _refusal(what, "a key that is not encrypted", "an encrypted one", "leave out --passphrase-file") from None
     except (ValueError, UnsupportedAlgorithm):
         if passphrase is not None:
-            _refuse(what, "a key that the passphrase does not open", expected, "check the passphrase and the key file")
-        _refuse(what, "a key that cannot be read", expected, _ADVICE)
+            raise _refusal(
+                what, "a key that the passphrase does not open", expected, "check the passphrase and the key file"
+            ) from None
+        raise _refusal(what, "a key that cannot be read", expected, _ADVICE) from None
     if isinstance(handle, ed25519.Ed25519PrivateKey):
         return PrivateKey(Algorithm.ED25519, handle)
     if isinstance(handle, ec.EllipticCurvePrivateKey) and isinstance(handle.curve, ec.SECP256R1):
         return PrivateKey(Algorithm.ECDSA_P256, handle)
-    _refuse(what, _describe(handle), "an ECDSA key on P-256 or an Ed25519 key", _ADVICE)
+    raise _refusal(what, _describe(handle), "an ECDSA key on P-256 or an Ed25519 key", _ADVICE)
 
 
 def check_passphrase(passphrase: bytes) -> bytes:
@@ -168,7 +174,7 @@ def check_passphrase(passphrase: bytes) -> bytes:
     if not passphrase or len(passphrase) > MAXIMUM_PASSPHRASE_BYTES or b"\0" in passphrase:
         found = f"{len(passphrase)} bytes" if passphrase else "none"
         expected = f"1 to {MAXIMUM_PASSPHRASE_BYTES} bytes without NUL"
-        _refuse("passphrase", found, expected, "write one line into the passphrase file")
+        raise _refusal("passphrase", found, expected, "write one line into the passphrase file")
     return passphrase
 
 
@@ -181,12 +187,12 @@ def _load_public(der: bytes, what: str = "public key") -> EllipticCurvePublicKey
     try:
         handle = serialization.load_der_public_key(der)
     except (ValueError, UnsupportedAlgorithm) as error:
-        _refuse(what, f"a key that cannot be read ({error})", "ECDSA on P-256 or Ed25519", _ADVICE, error)
+        raise _refusal(what, f"a key that cannot be read ({error})", "ECDSA on P-256 or Ed25519", _ADVICE) from error
     if isinstance(handle, ed25519.Ed25519PublicKey):
         return handle
     if isinstance(handle, ec.EllipticCurvePublicKey) and isinstance(handle.curve, ec.SECP256R1):
         return handle
-    _refuse(what, _describe(handle), "an ECDSA key on P-256 or an Ed25519 key", _ADVICE)
+    raise _refusal(what, _describe(handle), "an ECDSA key on P-256 or an Ed25519 key", _ADVICE)
 
 
 def _public_key(handle: EllipticCurvePublicKey | Ed25519PublicKey) -> PublicKey:
@@ -210,9 +216,11 @@ def _describe(handle: object) -> str:
 
 def _bounded(pem: bytes, what: str) -> None:
     if not pem.strip():
-        _refuse(what, "an empty file", "a PEM block", "check the path and whether writing it succeeded")
+        raise _refusal(what, "an empty file", "a PEM block", "check the path and whether writing it succeeded")
     if len(pem) > MAXIMUM_KEY_BYTES:
-        _refuse(what, f"{len(pem)} bytes or more", f"at most {MAXIMUM_KEY_BYTES}", "check that this is the key file")
+        raise _refusal(
+            what, f"{len(pem)} bytes or more", f"at most {MAXIMUM_KEY_BYTES}", "check that this is the key file"
+        )
 
 
 def _what_pem_is_there(pem: bytes) -> str:
@@ -232,6 +240,5 @@ def _public_advice(pem: bytes) -> str:
     return "`openssl pkey -in KEY -pubout` writes this form"
 
 
-def _refuse(what: str, found: str, expected: str, action: str, cause: Exception | None = None) -> NoReturn:
-    message = f"{what}: found {found}, expected {expected}: {action}"
-    raise SigningKeyError(message) from cause
+def _refusal(what: str, found: str, expected: str, action: str) -> SigningKeyError:
+    return SigningKeyError(f"{what}: found {found}, expected {expected}: {action}")

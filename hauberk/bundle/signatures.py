@@ -152,7 +152,7 @@ def _is_valid(key: PublicKey, data: bytes, raw: bytes) -> bool:
     return True
 
 
-def _hint(key: PublicKey, data: bytes, raw: bytes) -> str:
+def _hint(key: PublicKey, data: bytes, raw: bytes) -> str:  # noqa: C901, PLR0911 - a list of cases
     """Recognise the common ways to sign the wrong thing. Only ever adds words to a refusal."""
     otherwise = "check that file, signature and key belong together and that the file was not changed after signing"
     hexadecimal = sha256(data).hexdigest().encode()

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: T201 - a command line prints
 """``hauberk bundle``: make keys, build, sign, verify and show bundles.
 
 Thin: it reads files with a bound, calls :mod:`hauberk.bundle`, writes results whole or not at all, and turns errors

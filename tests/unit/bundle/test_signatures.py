@@ -92,7 +92,9 @@ def test_openssl_verifies_ours_and_reads_our_keys(tmp_path: Path, algorithm: Alg
     (tmp_path / "pub.pem").write_bytes(keys.public_pem(key.public()))
     (tmp_path / "sig").write_bytes(a_signature(algorithm))
     (tmp_path / "bundle").write_bytes(DATA)
-    openssl("pkeyutl", "-verify", "-rawin", "-pubin", "-inkey", "pub.pem", "-in", "bundle", "-sigfile", "sig", cwd=tmp_path)
+    openssl(
+        "pkeyutl", "-verify", "-rawin", "-pubin", "-inkey", "pub.pem", "-in", "bundle", "-sigfile", "sig", cwd=tmp_path
+    )
 
 
 @pytest.mark.parametrize(
@@ -265,7 +267,7 @@ def test_other_keys_are_refused_by_name(make: object, text: str) -> None:
     key = make()  # type: ignore[operator]
     for load, pem in ((keys.load_public, public_pem_of(key)), (keys.load_private, private_pem_of(key))):
         with pytest.raises(SigningKeyError) as caught:
-            load(pem)  # type: ignore[operator]
+            load(pem)
         assert text in str(caught.value)
         assert "P-256" in str(caught.value)
 

@@ -224,6 +224,11 @@ def test_other_bytes_are_no_trust_root(data: bytes) -> None:
 def test_a_root_made_in_code_is_held_to_the_same() -> None:
     key = TrustedKey("a", a_key(Algorithm.ED25519).public())
     assert TrustRoot((key,), "vault", 1).keys == (key,)
-    for bad in (((), "vault", 1), ((key, TrustedKey("b", key.public)), "vault", 1), ((key,), "", 1), ((key,), "vault", 0)):
+    for bad in (
+        ((), "vault", 1),
+        ((key, TrustedKey("b", key.public)), "vault", 1),
+        ((key,), "", 1),
+        ((key,), "vault", 0),
+    ):
         with pytest.raises(MalformedTrustRoot):
             TrustRoot(*bad)
