@@ -3,7 +3,8 @@
 
 Every ``proto/a/b/c.proto`` becomes ``hauberk/_wire/a_b_c_pb2.py`` (with ``.pyi`` and, for services, ``_pb2_grpc.py``).
 The file is handed to protoc as ``hauberk/_wire/a_b_c.proto``: protobuf keeps one pool of file names per process, and a
-containerd or NRI stub from elsewhere would clash with ours under the original name. BPF objects lie beside their source.
+containerd or NRI stub from elsewhere would clash with ours under the original name. BPF objects lie beside their
+source.
 """
 
 from __future__ import annotations

@@ -118,7 +118,8 @@ def prepare_environment(cache: Path, repository: Path) -> Path:
 def write_tree(repository: Path, out: BinaryIO) -> None:
     """Write the working tree (without version control, caches and environment) as a tar archive.
 
-    Of the caches, the programs compiled for containers go along. A file that vanishes while the archive is written is left out: people edit while tests run.
+    Of the caches, the programs compiled for containers go along. A file that vanishes while the archive is written is
+    left out: people edit while tests run.
     """
     with tarfile.open(fileobj=out, mode="w") as archive:
         for directory, names, files in os.walk(repository):

@@ -3,8 +3,9 @@
 
 The guest sees copies only: the root and the environment as read-only images (the root behind a QEMU snapshot), the
 tree as an archive. It has no network card. Output comes over one virtio port, live; it ends in a line with this run's
-nonce and the command's status. Without that line (panic, power-off, crash of QEMU, timeout) there is no success. Once the line
-has been read, QEMU is killed: nothing on the disks is kept. QEMU also dies with the harness (parent-death signal).
+nonce and the command's status. Without that line (panic, power-off, crash of QEMU, timeout) there is no success. Once
+the line has been read, QEMU is killed: nothing on the disks is kept. QEMU also dies with the harness (parent-death
+signal).
 """
 
 from __future__ import annotations
@@ -88,8 +89,8 @@ def run(  # noqa: PLR0913 - the options of one boot; a settings object would onl
     """Run ``command`` in a guest with the kernel ``kernel`` ("6.1", "6.12"), with the repository as its directory.
 
     ``systemd`` boots systemd as the first process and runs the command as a unit once ``multi-user.target`` is
-    reached; otherwise a script is the first process. ``echo`` is called with output as it arrives. Raises HarnessError if
-    the guest cannot be started at all; everything after that ends in a Result.
+    reached; otherwise a script is the first process. ``echo`` is called with output as it arrives. Raises HarnessError
+    if the guest cannot be started at all; everything after that ends in a Result.
     """
     cache = cache_directory()
     chosen = kernels.find(cache, kernel)
@@ -178,27 +179,28 @@ def _boot(  # noqa: PLR0913, PLR0917 - called once
 ) -> Result:
     nonce, work, target = places
     reader, writer = os.pipe()
+    complaints = work / "complaints"
     started = time.monotonic()
-    try:
-        process = subprocess.Popen(
-            _qemu(kernel, disks, arguments, machine, work, writer),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            pass_fds=(writer,),
-            start_new_session=True,
-        )
-    except FileNotFoundError as error:
-        os.close(reader)
-        message = f"{error.filename} is not installed: run `make setup`"
-        raise HarnessError(message) from error
-    finally:
-        os.close(writer)
-    with _killed_at_the_end(process):
-        output, status = _follow(reader, nonce, started + machine.timeout, echo)
-    os.close(reader)
+    with open(reader, "rb", buffering=0):  # noqa: PTH123 - a descriptor has no path
+        try:
+            with complaints.open("wb") as stderr:
+                process = subprocess.Popen(
+                    _qemu(kernel, disks, arguments, machine, work, writer),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=stderr,
+                    pass_fds=(writer,),
+                    start_new_session=True,
+                )
+        except FileNotFoundError as error:
+            message = f"{error.filename} is not installed: run `make setup`"
+            raise HarnessError(message) from error
+        finally:
+            os.close(writer)
+        with _killed_at_the_end(process):
+            output, status = _follow(reader, nonce, started + machine.timeout, echo)
     seconds = time.monotonic() - started
-    complaint = process.stderr.read().decode("utf-8", "replace").strip() if process.stderr else ""
+    complaint = complaints.read_text("utf-8", "replace").strip()
     console_file = work / "console"
     console = console_file.read_text("utf-8", "replace") if console_file.exists() else ""
     problem = None
