@@ -30,10 +30,9 @@ def test_status_output_and_files_come_back(tmp_path: Path) -> None:
     ids=["panic", "power-off", "runner killed"],
 )
 def test_an_end_without_a_status_is_a_failure(script: str, tmp_path: Path) -> None:
-    result = harness.run("6.1", ["sh", "-c", f"echo begun; {script}"], out_dir=tmp_path, timeout=120)
+    result = harness.run("6.1", ["sh", "-c", script], out_dir=tmp_path, timeout=120)
     assert result.returncode == harness.NO_STATUS
-    assert result.problem is not None
-    assert "begun" in result.output
+    assert result.problem == "the guest ended without a status"
 
 
 def test_a_timeout_is_a_failure(tmp_path: Path) -> None:
