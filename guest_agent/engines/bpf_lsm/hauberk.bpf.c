@@ -674,9 +674,10 @@ static __always_inline __u32 below_of(__u64 output)
 {
 	return (output >> 32) & 0xffff;
 }
-static __always_inline __u32 guarded(__u64 output)
+/* Whether the automaton's own operations (1 file, 2 process) are denied to anyone somewhere below. */
+static __always_inline __u32 guarded(__u64 output, __u32 automaton)
 {
-	return (output >> 48) & 1;
+	return (output >> 48) & automaton;
 }
 
 /* All verdict bits of a class for a source; all ones (deny) if the table is not sound. */
@@ -1515,11 +1516,11 @@ __noinline int second_name(struct mark *mark, struct workload *workload, struct 
 		goto denied;
 	if (directory) {
 		if (old->file_state != new->file_state &&
-		    (guarded(old->below_file) ||
+		    (guarded(old->below_file, 1) ||
 		     verdict_of(row_of(table, workload->table, below_of(new->below_file), mark->source), OP_WRITE, owner) >= VERDICT_DENY ||
 		     verdict_of(row_of(table, workload->table, below_of(new->below_file), mark->source), OP_WRITE, !owner) >= VERDICT_DENY))
 			goto denied;
-		if (old->process_state != new->process_state && guarded(old->below_process))
+		if (old->process_state != new->process_state && guarded(old->below_process, 2))
 			goto denied;
 	}
 	if (verdict == VERDICT_AUDIT) {

@@ -15,14 +15,15 @@ Layout of ``Table.blob`` (version 1, little endian, offsets in words of 8 bytes 
     header       16 x u32: magic, version, file_start, exec_start, sinks, n_states, off_states, off_outputs,
                  off_transitions, n_transitions, off_verdicts, n_classes, n_sources, flags, 0, 0
     states       n_states x (u32 base, u32 default target)
-    outputs      n_states x (u16 class, u16 source, u16 class of what is below, u16 flags: 1 = guarded)
+    outputs      n_states x (u16 class, u16 source, u16 class of what is below, u16 flags: 1, 2 = guarded)
     transitions  n_transitions x (u32 state the cell belongs to or 0xffffffff, u32 target)
                  (there is a cell for every byte behind every base)
     verdicts     n_classes x n_sources words; operation o, owner w: two bits at (o * 2 + w) * 2
 
 READ and WRITE walk from ``file_start``, EXECUTE and MAP from ``exec_start``. Class 0 is that of paths no rule matches.
 A state below ``sinks`` is never left again. What "below" a state is: every path reached from it by one byte or more;
-its row is, entry by entry, the worst of theirs, and the state is guarded when that row denies anything to anyone.
+its row is, entry by entry, the worst of theirs. The state is guarded when that row denies anything to anyone: 1 for READ or WRITE,
+2 for EXECUTE or MAP, since each automaton asks only for its own.
 
 Equal rule sets give equal bytes, in whatever order the rules are listed.
 """
@@ -57,7 +58,7 @@ FLAG_EXEC: Final = 2
 """Some EXECUTE or MAP can get another answer than ALLOW."""
 FLAG_RULES: Final = 4
 """The workload has path rules: its view of the file system must not be rearranged."""
-GUARDED: Final = 1
+GUARDED: Final = {Operation.WRITE: 1, Operation.EXECUTE: 2}  # by automaton: a denial of its own operations below
 
 _HEADER: Final = struct.Struct("<16I")
 _WORD: Final = 8
@@ -185,7 +186,7 @@ def directory_change(blob: bytes, old: bytes, new: bytes, source_id: int, owner:
         before, after = (view.walk(operation, path.rstrip(b"/") + b"/") for path in (old, new))
         if before == after:
             continue
-        if view.output(before)[3] & GUARDED:
+        if view.output(before)[3] & GUARDED[operation]:
             verdicts.append(Verdict.DENY)
         if operation is Operation.WRITE:
             below = view.output(after)[2]
@@ -401,7 +402,8 @@ def _encode(rules: tuple[Rule, ...], sources: tuple[str, ...], rows: _Rows, auto
             classes[row_of_state[state]],
             outputs[automaton.outputs[state]][1],
             classes[below[state]],
-            GUARDED if below[state] & _SEVERE * everywhere else 0,
+            (GUARDED[Operation.WRITE] if below[state] & (_SEVERE & _FILE_BITS) * everywhere else 0)
+            | (GUARDED[Operation.EXECUTE] if below[state] & (_SEVERE & _EXEC_BITS) * everywhere else 0),
         )
         for state in order
     ]
