@@ -60,6 +60,8 @@ def options(grant: Grant, volume: Path) -> oci.Options:
     everything = grant is Grant.ALL
     return oci.Options(
         capabilities=oci.grantable(CAPABILITIES[grant]),
+        # A cgroup namespace of its own, delegated by it, would keep the container's processes below its cgroup.
+        namespaces=tuple(kind for kind in oci.NAMESPACES if kind != "cgroup"),
         mask_paths=not everything,
         resources={"devices": [{"allow": everything, "type": "a", "access": "rwm"}]},
         volumes=(oci.Volume(volume, "/vault/secrets"), oci.Volume(unified_cgroup(), "/mnt/cgroup")),
