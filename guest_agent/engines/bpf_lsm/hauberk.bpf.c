@@ -107,6 +107,8 @@ struct task_struct {
 	int pid;
 	int tgid;
 	struct mm_struct *mm;
+	unsigned int ptrace;
+	struct task_struct *parent;
 	struct task_struct *real_parent;
 	struct task_struct *group_leader;
 	const struct cred *cred;
@@ -169,7 +171,10 @@ struct where {
 	__u64 mnt;
 	__u64 dentry;
 	__u32 mount_namespace;
-	__u32 start; /* out: of the path in scratch, for PLACE_KNOWN */
+	__u32 start;    /* out: of the path in scratch, for PLACE_KNOWN */
+	__u64 reached;  /* what begin_walk has done already: up to this dentry of the same mount, 0: nothing */
+	__u32 sequence; /* rename_lock when it began */
+	__u32 pad;
 };
 
 /* One of the two names of a link or rename. */
@@ -490,13 +495,58 @@ static long walk_try(__u32 index, void *data)
 }
 
 
+/*
+ * The part of the walk that is done with typed pointers, where a load costs a load and not a call: up to the root of the mount, as far
+ * as FAST_COMPONENTS. locate() goes on from where this one stopped and throws it away if there was a rename meanwhile.
+ */
+#define FAST_COMPONENTS 16
+
+static __noinline int begin_walk(struct scratch *scratch, struct where *where, struct dentry *dentry, struct dentry *root)
+{
+	__u32 start = PATH_BUFFER;
+
+	where->reached = 0;
+	where->sequence = rename_sequence();
+	if (where->sequence & 1)
+		return 0;
+	for (int i = 0; i < FAST_COMPONENTS; i++) {
+		struct dentry *parent;
+		__u32 length;
+
+		if (dentry == root)
+			break;
+		parent = dentry->d_parent;
+		length = dentry->d_name.len;
+		if (parent == dentry || length == 0 || length > 255 || start < length + 1)
+			return 0; /* locate() says what is wrong with it */
+		start -= length;
+		barrier_var(start);
+		if (start > PATH_BUFFER)
+			return 0;
+		length &= 255;
+		if (bpf_probe_read_kernel(&scratch->path[start], length, dentry->d_name.name))
+			return 0;
+		start -= 1;
+		barrier_var(start);
+		if (start > PATH_BUFFER)
+			return 0;
+		scratch->path[start] = '/';
+		dentry = parent;
+	}
+	where->start = start;
+	where->reached = (__u64)dentry;
+	return 0;
+}
+
 /* Where an object is, for a workload of that mount namespace. */
 __noinline int locate(struct scratch *scratch, struct where *where)
 {
 	struct walk walk = {};
 	struct vfsmount *mnt;
 	struct mount *mount;
-	struct mnt_namespace *namespace;
+	struct mnt_namespace *namespace, *own;
+	struct task_struct *task = self();
+	__u32 number;
 
 	if (!scratch || !where)
 		return PLACE_UNKNOWN;
@@ -509,15 +559,40 @@ __noinline int locate(struct scratch *scratch, struct where *where)
 		/* clone_private_mount() marks its mounts MNT_NS_INTERNAL, ERR_PTR(-EINVAL); a lazily unmounted one has none */
 		return (__s64)namespace == -EINVAL ? PLACE_INTERNAL : PLACE_FOREIGN;
 	}
-	if (BPF_CORE_READ(namespace, ns.inum) != where->mount_namespace)
+	own = task->nsproxy->mnt_ns; /* almost always the same one, and then a load */
+	number = own->ns.inum;
+	barrier_var(number);
+	if ((__u64)own != (__u64)namespace)
+		number = BPF_CORE_READ(namespace, ns.inum);
+	if (number != where->mount_namespace)
 		return PLACE_FOREIGN;
 	walk.scratch = scratch;
+	walk.mount = (__u64)mount;
+	walk.root = (__u64)BPF_CORE_READ(mnt, mnt_root);
+	if (where->reached) {
+		walk.dentry = where->reached;
+		walk.start = where->start;
+		where->reached = 0; /* good for one use: the buffer is shared */
+		if (walk.start <= PATH_BUFFER) {
+			/* the common end: the root of the one mount of the namespace's tree */
+			if (walk.dentry != walk.root || BPF_CORE_READ(mount, mnt_parent) != mount)
+				bpf_loop(PATH_BUFFER / 2 / 8 + 64, walk_steps, &walk, 0);
+			else
+				walk.done = 1;
+			if (walk.done && !walk.failed && rename_sequence() == where->sequence)
+				goto done;
+		}
+		count(COUNTER_RETRIES);
+	}
 	walk.dentry = where->dentry;
 	walk.mount = (__u64)mount;
 	walk.root = (__u64)BPF_CORE_READ(mnt, mnt_root);
+	walk.done = 0;
+	walk.failed = 0;
 	bpf_loop(32, walk_try, &walk, 0);
 	if (!walk.done || walk.failed)
 		return PLACE_UNKNOWN;
+done:
 	if (walk.start == PATH_BUFFER) { /* the root itself */
 		walk.start = PATH_BUFFER - 1;
 		scratch->path[PATH_BUFFER - 1] = '/';
@@ -813,7 +888,7 @@ static __always_inline __u32 owner_of(__u64 number)
 
 	if (!inode)
 		return 1; /* being created: it will be the task's */
-	return BPF_CORE_READ(inode, i_uid.val) == BPF_CORE_READ(task, cred, fsuid.val);
+	return BPF_CORE_READ(inode, i_uid.val) == task->cred->fsuid.val;
 }
 
 static __always_inline struct scratch *scratch_of(struct task_struct *task)
@@ -850,12 +925,24 @@ static __always_inline int is_stdio(__u64 number)
 #define ASK_WRITE (1u << OP_WRITE)
 
 struct question {
-	__u64 mnt;
-	__u64 dentry;
+	struct where where;
 	__u64 inode; /* 0: the object is about to be created */
 	__u32 ask;
 	__u32 detail;
 };
+
+/* Name the object and do the typed part of the walk; locate() takes it up. */
+static __always_inline void ask_about(struct question *question, struct vfsmount *mnt, struct dentry *dentry)
+{
+	struct scratch *scratch = scratch_of(self());
+
+	question->where.mnt = (__u64)mnt;
+	question->where.dentry = (__u64)dentry;
+	question->where.start = PATH_BUFFER;
+	question->where.reached = 0;
+	if (scratch)
+		begin_walk(scratch, &question->where, dentry, mnt->mnt_root);
+}
 
 static __always_inline __u32 event_operation(__u32 ask)
 {
@@ -877,8 +964,7 @@ __noinline int judge(struct mark *mark, struct workload *workload, struct questi
 	struct table *table;
 	struct report report = {};
 	struct lookup lookup = {};
-	struct where where = {.start = PATH_BUFFER};
-	__u32 start, verdict, owner, source, worst = VERDICT_ALLOW, told_operation = 0;
+	__u32 start, verdict, owner = 1, source, worst = VERDICT_ALLOW, told_operation = 0;
 	__u32 process;
 	__u64 output, row;
 	int place;
@@ -893,13 +979,10 @@ __noinline int judge(struct mark *mark, struct workload *workload, struct questi
 		count(COUNTER_UNTOLD);
 		return -EACCES;
 	}
-	owner = owner_of(question->inode);
-	where.mnt = question->mnt;
-	where.dentry = question->dentry;
-	where.mount_namespace = workload->mount_namespace;
-	place = locate(scratch, &where);
-	start = where.start;
-	if (place == PLACE_INTERNAL)
+	question->where.mount_namespace = workload->mount_namespace;
+	place = locate(scratch, &question->where);
+	start = question->where.start;
+	if (place == PLACE_INTERNAL && !process)
 		return 0;
 	source = mark->source;
 	report.workload = workload->id;
@@ -907,7 +990,7 @@ __noinline int judge(struct mark *mark, struct workload *workload, struct questi
 	report.operation = event_operation(question->ask);
 	report.start = PATH_BUFFER;
 	report.verdict = VERDICT_DENY;
-	report.flags = owner ? EVENT_OWNER : 0;
+	report.flags = EVENT_OWNER;
 	if (place != PLACE_KNOWN) {
 		if (!(workload->flags & RULES_PATH))
 			return 0;
@@ -940,6 +1023,11 @@ __noinline int judge(struct mark *mark, struct workload *workload, struct questi
 		identity->path[length & (SOURCE_BYTES - 1)] = 0;
 	}
 	row = row_of(table, workload->table, class_of(output), source);
+	if (row == 0)
+		return 0;
+	owner = owner_of(question->inode);
+	if (!owner)
+		report.flags = EVENT_PATH_KNOWN;
 	for (__u32 operation = 0; operation < 4; operation++) {
 		if (!(question->ask & (1u << operation)))
 			continue;
@@ -1144,12 +1232,21 @@ int BPF_PROG(check_exec, struct linux_binprm *program)
 	pending->mark.kind = MARK_WORKLOAD;
 	pending->mark.slot = slot;
 	pending->mark.workload = workload->id;
-	question.mnt = (__u64)file->f_path.mnt;
-	question.dentry = (__u64)file->f_path.dentry;
+	question.where.mnt = (__u64)file->f_path.mnt;
+	question.where.dentry = (__u64)file->f_path.dentry;
 	question.inode = (__u64)inode;
 	question.ask = ASK_EXECUTE;
 	question.detail = DETAIL_EXEC;
-	return judge(mark, workload, &question, &pending->mark) ? -EACCES : 0;
+	if (judge(mark, workload, &question, &pending->mark))
+		return -EACCES;
+	/* A tracer taken before the exec (PTRACE_TRACEME) must not come to rule a source with rights of its own. */
+	if (task->ptrace && pending->mark.source) {
+		struct mark *tracer = bpf_task_storage_get(&marks, task->parent, 0, 0);
+
+		if (!tracer || tracer->kind != MARK_WORKLOAD || tracer->workload != workload->id || tracer->source != pending->mark.source)
+			return refuse(mark, EVENT_PTRACE, DETAIL_EXEC);
+	}
+	return 0;
 }
 
 SEC("lsm/bprm_committing_creds")
@@ -1221,13 +1318,13 @@ static __always_inline int map_executable(struct file *file, __u32 detail)
 		return -EACCES;
 	if (!(workload->flags & RULES_PATH))
 		return 0;
-	question.mnt = (__u64)BPF_CORE_READ(file, f_path.mnt);
-	question.dentry = (__u64)BPF_CORE_READ(file, f_path.dentry);
+	question.where.mnt = (__u64)BPF_CORE_READ(file, f_path.mnt);
+	question.where.dentry = (__u64)BPF_CORE_READ(file, f_path.dentry);
 	if (bpf_core_type_exists(struct backing_file) && (BPF_CORE_READ(file, f_mode) & MODE_BACKING)) {
 		struct backing_file *backing = (struct backing_file *)file;
 
-		question.mnt = (__u64)BPF_CORE_READ(backing, user_path.mnt);
-		question.dentry = (__u64)BPF_CORE_READ(backing, user_path.dentry);
+		question.where.mnt = (__u64)BPF_CORE_READ(backing, user_path.mnt);
+		question.where.dentry = (__u64)BPF_CORE_READ(backing, user_path.dentry);
 		inode = BPF_CORE_READ(backing, user_path.dentry, d_inode);
 	}
 	/* its own program was judged when it was executed */
@@ -1283,8 +1380,7 @@ static __always_inline int check_file(struct file *file, __u32 detail)
 		question.ask |= ASK_WRITE;
 	if (!question.ask)
 		question.ask = ASK_READ; /* O_ACCMODE 3: ioctl only; no less than reading */
-	question.mnt = (__u64)file->f_path.mnt;
-	question.dentry = (__u64)file->f_path.dentry;
+	ask_about(&question, file->f_path.mnt, file->f_path.dentry);
 	question.inode = (__u64)file->f_inode;
 	question.detail = detail;
 	return judge(mark, workload, &question, 0) ? -EACCES : 0;
@@ -1302,7 +1398,7 @@ int BPF_PROG(check_receive, struct file *file)
 	return check_file(file, DETAIL_RECEIVE);
 }
 
-static __always_inline int check_write(const struct vfsmount *mnt, const struct dentry *dentry, __u32 detail)
+static __always_inline int check_write(struct vfsmount *mnt, struct dentry *dentry, __u32 detail)
 {
 	struct mark *mark;
 	struct workload *workload;
@@ -1313,8 +1409,7 @@ static __always_inline int check_write(const struct vfsmount *mnt, const struct 
 		return state;
 	if (!(workload->flags & RULES_PATH))
 		return 0;
-	question.mnt = (__u64)mnt;
-	question.dentry = (__u64)dentry;
+	ask_about(&question, mnt, dentry);
 	question.inode = (__u64)BPF_CORE_READ(dentry, d_inode);
 	question.ask = ASK_WRITE;
 	question.detail = detail;
