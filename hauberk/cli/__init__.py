@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ``hauberk`` command.
 
-Each subcommand lives in a module of its own, which is imported only when it is asked for (or for the list of all):
+Each subcommand lives in a module of its own, which is imported only when it is asked for :
 typing
 ``hauberk policy check`` must not wait for what ``hauberk alerts`` needs. Those modules import nothing heavy at their
 top.
@@ -24,18 +24,19 @@ from hauberk.errors import HauberkError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_MODULES = {
-    "policy": "hauberk.cli.policy",
-    "bundle": "hauberk.cli.bundle",
-    "agent": "hauberk.cli.agent",
-    "status": "hauberk.cli.agent",
-    "workloads": "hauberk.cli.agent",
-    "alerts": "hauberk.cli.agent",
+_COMMANDS = {
+    "policy": ("hauberk.cli.policy", "check policies and ask what they would do"),
+    "bundle": ("hauberk.cli.bundle", "build, sign and verify bundles of policies"),
+    "agent": ("hauberk.cli.agent", "run the agent, or see what this kernel offers it"),
+    "status": ("hauberk.cli.agent", "show what the agent enforces"),
+    "workloads": ("hauberk.cli.agent", "list the workloads the agent knows"),
+    "alerts": ("hauberk.cli.agent", "show what was refused and audited"),
 }
-"""Subcommand -> the module whose ``register(subparsers)`` adds it."""
+"""Subcommand -> the module whose ``register(subparsers)`` adds it, and its line in the list of commands."""
 
 
-def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+def _parser(first: str | None) -> argparse.ArgumentParser:
+    """Make the parser for a command line that starts with ``first``; of other commands it knows the names only."""
     parser = argparse.ArgumentParser(
         prog="hauberk",
         description="Write, check, sign and watch runtime-security policies.",
@@ -43,9 +44,12 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"hauberk {__version__}")
     subparsers = parser.add_subparsers(title="commands", dest="command", required=True)
-    asked = next((_MODULES[word] for word in words if word in _MODULES), None)
-    for module in dict.fromkeys([asked] if asked else _MODULES.values()):
-        importlib.import_module(module).register(subparsers)
+    asked = _COMMANDS[first][0] if first in _COMMANDS else None
+    if asked:
+        importlib.import_module(asked).register(subparsers)
+    for name, (module, text) in _COMMANDS.items():
+        if module != asked:
+            subparsers.add_parser(name, help=text)
     return parser
 
 
@@ -57,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        # Only the first word can name the command: a file called "policy" must not hide what was meant.
-        arguments = _parser(words[:1]).parse_args(words)
+        # Only the first word can name the command: the top level has no option that takes a value.
+        arguments = _parser(words[0] if words else None).parse_args(words)
         result: int = arguments.run(arguments)
         sys.stdout.flush()
     except SystemExit as exit_request:

@@ -203,7 +203,7 @@ class _Reader:
             self.problem(place, f"values nested more than {MAXIMUM_DEPTH} deep", "a policy", "Flatten the document")
             raise _StopReading
         if isinstance(event, yaml.AliasEvent):
-            return self.alias(event.anchor, place)
+            return self.alias(event.anchor or "", place)
         self.count(1, place)
         anchor = event.anchor
         if anchor is not None:

@@ -59,7 +59,7 @@ def _check_components(path: str) -> None:
             f"{len(path)} characters",
         )
     if not path.startswith("/"):
-        _refuse("an absolute path", f"Write it from the root, such as {json.dumps('/' + path, ensure_ascii=False)}")
+        _refuse("an absolute path", f"Write it from the root, such as {_shown('/' + path)}")
     for component in path.strip("/").split("/") if path != "/" else ():
         if component in (".", ".."):
             _refuse("a path without '.' and '..'", "Write the path that the kernel sees, without detours")
@@ -91,7 +91,7 @@ def _directory(path: str) -> str:
     _check_components(path)
     _check_literal(path)
     if not path.endswith("/"):
-        _refuse("the path of a directory, with a '/' at its end", f"Write {json.dumps(path + '/', ensure_ascii=False)}")
+        _refuse("the path of a directory, with a '/' at its end", f"Write {_shown(path + '/')}")
     return path
 
 
@@ -105,7 +105,7 @@ def _pattern(pattern: str) -> str:
         _refuse(
             "a pattern of *, **, ?, [...], {a,b} and \\x",
             f"Correct it {error}",
-            json.dumps(pattern, ensure_ascii=False),
+            _shown(pattern),
         )
     return pattern
 
@@ -139,7 +139,7 @@ def _check_container_name(value: str) -> None:
         _refuse(
             "a list '[a, b]' of container names or a regular expression",
             f"It has {error.message}",
-            json.dumps(value, ensure_ascii=False),
+            _shown(value),
             ("matchLabels", selectors.CONTAINER_NAME_LABEL),
         )
 

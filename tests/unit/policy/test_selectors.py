@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which workloads a policy covers."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hauberk.policy import globs
+from hauberk.policy.selectors import (
+    ExpressionError,
+    Selector,
+    WorkloadIdentity,
+    check_container_name,
+    parse_expression,
+)
+
+WEB = WorkloadIdentity("pod", "prod", {"app": "web", "tier": "front", "empty": ""}, "nginx", "nginx:1")
+NAMELESS = WorkloadIdentity()
+
+
+@pytest.mark.parametrize(
+    ("selector", "expected"),
+    [
+        (Selector((("app", "web"),)), True),
+        (Selector((("app", "web"), ("tier", "front"))), True),
+        (Selector((("app", "web"), ("tier", "back"))), False),
+        (Selector((("app", "we"),)), False),
+        (Selector((("empty", ""),)), True),
+        (Selector((("absent", ""),)), False),
+        (Selector(), False),
+        (Selector(within=("app=web",)), True),
+        (Selector(within=("app=api", "tier=front")), True),
+        (Selector(within=("app=api",)), False),
+        (Selector(without=("app=api",)), True),
+        (Selector(without=("app=api", "app=web")), False),
+        (Selector(within=("app=web",), without=("tier=front",)), True),  # In is stronger than NotIn
+        (Selector(within=("app=api",), without=("tier=back",)), False),
+        (Selector((("app", "web"),), without=("tier=front",)), False),
+        (Selector((("app", "api"),), within=("tier=front",)), False),
+        (Selector(container_name="nginx"), True),
+        (Selector(container_name="ngin"), False),
+        (Selector(container_name="ngin.*"), True),
+        (Selector(container_name="[nginx, other]"), True),
+        (Selector(container_name="[ other ,nginx ]"), True),
+        (Selector(container_name="[other]"), False),
+        (Selector(container_name="[nginx.*]"), False),
+        (Selector((("app", "api"),), container_name=".*"), False),
+    ],
+)
+def test_what_a_selector_matches(selector: Selector, expected: bool) -> None:  # noqa: FBT001
+    assert selector.matches("prod", WEB) is expected
+
+
+@pytest.mark.parametrize(
+    ("policy", "workload", "expected"),
+    [
+        ("prod", "prod", True),
+        ("prod", "test", False),
+        ("", "default", True),  # as in Kubernetes
+        ("", "prod", False),
+        ("prod", "", True),  # not known: not compared
+        ("", "", True),
+    ],
+)
+def test_namespaces(policy: str, workload: str, expected: bool) -> None:  # noqa: FBT001
+    selector = Selector(container_name=".*")
+    assert selector.matches(policy, WorkloadIdentity(namespace=workload, container_name="x")) is expected
+
+
+def test_a_workload_of_which_nothing_is_known_matches_only_what_covers_every_container() -> None:
+    assert Selector(container_name=".*").matches("", NAMELESS)
+    assert not Selector(container_name=".+").matches("", NAMELESS)
+    assert not Selector(container_name="[a]").matches("", NAMELESS)
+    assert not Selector(without=("app=web",)).matches("", NAMELESS)
+    assert not Selector((("app", "web"),)).matches("", NAMELESS)
+
+
+@pytest.mark.parametrize(
+    ("expression", "words"),
+    [
+        ("", "empty expression"),
+        ("a{2}", "counted repetition"),
+        ("(a", "'(' without ')'"),
+        ("a)", "')' without '('"),
+        ("(a+)+", "repeated group"),
+        ("(?=a)", "'(?'"),
+        ("[a", "'[' without"),
+        ("a[]", "'[' without"),
+        ("[z-a]x", "backwards"),
+        ("*a", "repeats or anchors nothing"),
+        ("a**", "two repetitions"),
+        (r"\1", "escape"),
+        ("a\\", "escape"),
+        ("a$b", "anchors nothing"),
+        ("ä*", "outside of ASCII"),
+        ("x[ä]", "outside of ASCII"),
+        ("[]", "empty list"),
+        ("[ , ]", "empty list"),
+        ("(" * 40 + "a" + ")" * 40, "nested"),
+        ("a" * 2000, "1024"),
+        (r"[^\w\W]x", "matches nothing"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(expression: str, words: str) -> None:
+    with pytest.raises(ExpressionError, match=re.escape(words)):
+        check_container_name(expression)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "a",
+        "^a$",
+        "a.b",
+        "a*b+c?",
+        "(a|b)c",
+        "(?:a|bc)?d",
+        r"\d+-\w*",
+        "x[a-c_]y",
+        "[^a]b",
+        r"a\.b",
+        "a|",
+        "(a|(b|c))",
+        r"a\$",
+    ],
+)
+@given(name=st.text(alphabet="abcdxy01-_.$", max_size=6))
+def test_expressions_mean_what_they_mean_to_python(expression: str, name: str) -> None:
+    octets = name.encode()
+    found = len(octets) in globs.simulate(parse_expression(expression), octets)
+    assert found is (re.fullmatch(f"(?:{expression})".encode(), octets) is not None)
+
+
+def test_a_hostile_name_is_matched_in_linear_time() -> None:
+    selector = Selector(container_name=".*a" * 100 + "b")
+    assert not selector.matches("", WorkloadIdentity(container_name="a" * 2000))
+
+
+@given(st.text(max_size=20))
+def test_any_text_is_an_expression_or_refused(text: str) -> None:
+    error: ExpressionError | None = None
+    try:
+        check_container_name(text.replace("\0", ""))
+    except ExpressionError as caught:
+        error = caught
+    assert error is None or error.message
