@@ -2,8 +2,7 @@
 """Errors that the library raises on purpose.
 
 One root, so that a caller can tell "Hauberk refuses this" from a defect. Each message says what was found, what was
-expected
-and what to do next, because the person who reads it often has nothing but the message.
+expected and what to do next, because the person who reads it often has nothing but the message.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ``hauberk`` command.
 
-Each subcommand lives in a module of its own, which is imported only when it is asked for :
-typing
-``hauberk policy check`` must not wait for what ``hauberk alerts`` needs. Those modules import nothing heavy at their
-top.
+Each subcommand lives in a module of its own, which is imported only when it is asked for: typing ``hauberk policy
+check`` must not wait for what ``hauberk alerts`` needs. Those modules import nothing heavy at their top.
 
 Exit codes: 0 done; 1 the answer is no (invalid policy, bad signature); 2 wrong usage; 3 the environment lacks
 something.

@@ -2,9 +2,8 @@
 """``hauberk policy check | explain | render``: for authors of policies, without a kernel.
 
 ``check`` reports every problem with its place, for people, for programs and for code review on GitHub. ``explain``
-asks what
-would happen. ``render`` shows what the policies become. YAML, pydantic and the engine's planner are imported by the
-command that needs them.
+asks what would happen. ``render`` shows what the policies become. YAML, pydantic and the engine's planner are
+imported by the command that needs them.
 """
 
 from __future__ import annotations

@@ -2,17 +2,13 @@
 """YAML text -> plain values, with the place of each one.
 
 A policy decides what may run, so the reader takes no liberties. It builds values from the parser's events itself
-instead of using the
-library's composer: that recurses in C as deep as the text says, and shares nodes between aliases, so that ten lines
-can stand for
-billions of values. Here each alias counts as much as what it stands for, and depth, size and number of values are
-bounded.
+instead of using the library's composer: that recurses in C as deep as the text says, and shares nodes between
+aliases, so that ten lines can stand for billions of values. Here each alias counts as much as what it stands for, and
+depth, size and number of values are bounded.
 
 Of YAML's scalars only the unambiguous ones are taken for something other than text: ``null``, ``true``/``false``,
-decimal integers.
-What one YAML version reads as a number or truth value and another as text (``yes``, ``010``, ``1:30``) stays text,
-and the models, which are strict about
-types, refuse it where text is not meant.
+decimal integers. What one YAML version reads as a number or truth value and another as text (``yes``, ``010``,
+``1:30``) stays text, and the models, which are strict about types, refuse it where text is not meant.
 
 All problems of all documents are collected; only broken syntax ends the reading of a file.
 """

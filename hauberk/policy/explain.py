@@ -2,8 +2,7 @@
 """What would happen if: questions about a rule set, answered by the code that the engines plan with.
 
 An answer names the deciding rule with its file and line, and each rule that matched and lost, with the reason. With a
-root file system, paths
-are resolved first, as the kernel does; without one they are taken as resolved.
+root file system, paths are resolved first, as the kernel does; without one they are taken as resolved.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ class Explainer:
 
 
 def parse_question(line: str) -> Question:
-    """Read a question from JSON: ``{"operation", "path"}``, with ``"source"`` and ``"owner"`` (default true) if wanted.
+    """Read a question from JSON: an object with operation and path, if wanted also source and owner (default true).
 
     Raises :class:`QuestionError`.
     """

@@ -2,17 +2,15 @@
 """AppArmor globs, and every other way a rule names its object, as one small syntax tree over bytes.
 
 The tree is the single meaning of "this rule matches this path". The automaton that runs in the kernel is compiled
-from it and the
-reference matcher (:func:`matches`) interprets it; so the two can be held against each other. It works on bytes, as the
-kernel does: a path need not be valid UTF-8, and ``?`` is one byte.
+from it and the reference matcher (:func:`matches`) interprets it; so the two can be held against each other. It works
+on bytes, as the kernel does: a path need not be valid UTF-8, and ``?`` is one byte.
 
 Repetition is only ever applied to a set of bytes, never to a group: a pattern is at most as long as its text, and
-matching by
-a set of positions (:func:`simulate`) is linear in the path. Python's backtracking engine is used where it cannot blow
-up.
+matching by a set of positions (:func:`simulate`) is linear in the path. Python's backtracking engine is used where it
+cannot blow up.
 
-Where a construct could mean two things to people coming from shells, regular expressions or AppArmor (``[!a]``, a stray
-``]``), it is refused with its position instead of being guessed at.
+Where a construct could mean two things to people coming from shells, regular expressions or AppArmor (``[!a]``, a
+stray ``]``), it is refused with its position instead of being guessed at.
 """
 
 from __future__ import annotations
@@ -248,9 +246,8 @@ def parse(pattern: str) -> Node:
     r"""Parse an AppArmor glob.
 
     ``*`` is zero or more bytes but '/', at least one where it is a whole path component; ``**`` also matches '/', at
-    least one byte
-    after a '/'; ``?`` one byte but '/'; ``[abc]``, ``[a-c]``, ``[^abc]`` one byte, never '/'; ``{a,b}`` alternatives;
-    ``\x`` the character x.
+    least one byte after a '/'; ``?`` one byte but '/'; ``[abc]``, ``[a-c]``, ``[^abc]`` one byte, never '/';
+    ``{a,b}`` alternatives; ``\x`` the character x.
 
     Raises :class:`GlobError` with the position of what cannot be read.
     """
@@ -270,8 +267,7 @@ def literal_directory(pattern: str) -> tuple[str, str]:
     """Split a pattern into the directory before its first wildcard, unescaped, and the rest of the pattern.
 
     The rest starts after that directory's slash: ``/usr/lib/*.so`` gives ``("/usr/lib", "*.so")``. A pattern without
-    wildcard is split
-    at its last slash; one whose wildcards start before the first slash gives ``("", pattern)``.
+    wildcard is split at its last slash; one whose wildcards start before the first slash gives ``("", pattern)``.
     """
     directory: list[str] = []
     taken = position = 0

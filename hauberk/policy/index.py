@@ -2,9 +2,8 @@
 """Finding the rules that match a path without trying each.
 
 Exact paths, executable names and directories are found by looking the path's own parts up; only patterns are tried
-one by one. The result
-is the same as asking :func:`hauberk.policy.globs.matches` for every rule, in the same order; thousands of questions to
-ten thousand rules become cheap.
+one by one. The result is the same as asking :func:`hauberk.policy.globs.matches` for every rule, in the same order;
+thousands of questions to ten thousand rules become cheap.
 """
 
 from __future__ import annotations

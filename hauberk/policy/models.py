@@ -2,13 +2,12 @@
 """KubeArmorPolicy documents as strict models; every refusal with its place.
 
 The models accept what KubeArmor's custom resource definition accepts for ``process`` and ``file``, without coercion
-and without unknown fields.
-What KubeArmor knows and Hauberk does not enforce yet (other kinds, other sections, ``allowedArgs``, ``pts``) is refused
-as such: a policy that is half in force is worse than one that is refused, since its author believes in the other half.
+and without unknown fields. What KubeArmor knows and Hauberk does not enforce yet (other kinds, other sections,
+``allowedArgs``, ``pts``) is refused as such: a policy that is half in force is worse than one that is refused, since
+its author believes in the other half.
 
 pydantic's messages speak to programmers. :func:`load` translates each into "found, expected, what to do" with file,
-line and column.
-This module imports pydantic, which is large: import it where a document is read, not at start-up.
+line and column. This module imports pydantic, which is large: import it where a document is read, not at start-up.
 """
 
 from __future__ import annotations

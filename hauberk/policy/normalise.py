@@ -2,8 +2,8 @@
 """Policies -> rules in the normal form -> the rule set of one workload.
 
 Here inheritance ends: a rule's action, severity, tags and message are its own, else its section's, else the spec's;
-an action that nobody
-gives is Block. Each rule carries the place it was written at, down to the engine and back in every alert.
+an action that nobody gives is Block. Each rule carries the place it was written at, down to the engine and back in
+every alert.
 """
 
 from __future__ import annotations

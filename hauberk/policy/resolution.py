@@ -2,16 +2,13 @@
 """What the paths of a policy lead to in one root file system.
 
 A policy says ``/bin/sh``; the kernel sees ``/usr/bin/dash``. Before a plan is made, each rule is therefore copied to
-every path it
-may stand for: as written, each step of its chain of symbolic links, and where the chain ends. All copies keep the
-rule's origin.
+every path it may stand for: as written, each step of its chain of symbolic links, and where the chain ends. All
+copies keep the rule's origin.
 
 :class:`RootResolver` walks the file system itself, one component at a time, holding directories by descriptors that
-do not
-follow links (``O_PATH | O_NOFOLLOW``): a link in an image, absolute or full of ``..``, never leads out of that
-image's root, and a
-directory exchanged for a link meanwhile is noticed. Links inside ``/proc`` are not followed: where they lead depends
-on who asks.
+do not follow links (``O_PATH | O_NOFOLLOW``): a link in an image, absolute or full of ``..``, never leads out of that
+image's root, and a directory exchanged for a link meanwhile is noticed. Links inside ``/proc`` are not followed:
+where they lead depends on who asks.
 
 Whatever cannot be established raises :class:`hauberk.errors.FactsError`; a rule on a guessed path would be a hole.
 """
@@ -59,9 +56,8 @@ def expand(rule_set: RuleSet, resolve: Callable[[str], tuple[str, ...]]) -> Rule
     """Copy each rule to every path its object may stand for, and widen its sources likewise.
 
     ``resolve`` gives all forms of an absolute path (see :meth:`RootResolver.resolve`). Of a pattern, the directory
-    before the first
-    wildcard is resolved; what a wildcard matches is compared with the kernel's path as it is. EXECNAME rules stay as
-    they are.
+    before the first wildcard is resolved; what a wildcard matches is compared with the kernel's path as it is.
+    EXECNAME rules stay as they are.
     """
     known: dict[str, tuple[str, ...]] = {}
 
@@ -108,9 +104,9 @@ class _Entry(NamedTuple):
 class RootResolver:
     """Resolves paths inside one root file system and never outside of it.
 
-    ``root`` is a path, or the descriptor of an open directory (duplicated; the caller keeps its own). The view is taken
-    while the resolver lives and cached, so that a thousand rules cost few system calls: make one per registration.
-    Use it as a context manager.
+    ``root`` is a path, or the descriptor of an open directory (duplicated; the caller keeps its own). The view is
+    taken while the resolver lives and cached, so that a thousand rules cost few system calls: make one per
+    registration. Use it as a context manager.
     """
 
     def __init__(self, root: str | os.PathLike[str] | int) -> None:
@@ -149,13 +145,10 @@ class RootResolver:
             self._root = -1
 
     def resolve(self, path: str) -> tuple[str, ...]:
-        """Give every path the kernel may see for ``path``.
-
-        As written, after each link, and the final target. First as written, last the target.
+        """Give every path the kernel may see for ``path``: first as written, then after each link, last the target.
 
         What does not exist (yet) is taken literally below the part that does. Raises :class:`FactsError` for more
-        than 40 links, or when
-        something cannot be looked at.
+        than 40 links, or when something cannot be looked at.
         """
         octets = globs.to_bytes(path)
         if not octets.startswith(b"/"):
@@ -194,12 +187,12 @@ class RootResolver:
         return tuple(dict.fromkeys(globs.to_text(form) for form in forms))
 
     def hard_links(self, rule_set: RuleSet) -> tuple[HardLink, ...]:
-        """Find files that can be reached by another name although a rule of ``rule_set`` (expanded) limits their path.
+        """Find files that have another name although a rule of ``rule_set`` (expanded) limits their path.
 
-        Looked at: FILE and PROCESS rules that deny or limit, with a path, directory or pattern below "/". Rules on "/"
-        itself, executable names and the implied rules on library directories are not: they would mean reading the whole
-        image. ``/proc`` and ``/sys`` have no hard links. Raises :class:`FactsError` naming the rule at which more than
-        100,000 entries would have to be looked at.
+        Looked at: FILE and PROCESS rules that deny or limit, with a path, directory or pattern below "/". Rules on
+        "/" itself, executable names and the implied rules on library directories are not: they would mean reading the
+        whole image. ``/proc`` and ``/sys`` have no hard links. Raises :class:`FactsError` naming the rule at which
+        more than 100,000 entries would have to be looked at.
         """
         found: dict[HardLink, None] = {}
         search = _Search(self)

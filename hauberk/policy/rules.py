@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one normal form of every policy kind, and the one place where precedence is decided.
 
-Everything that answers "may this be done?" (``hauberk policy explain``, an engine's planner, the naming of an
-alert) asks :func:`decide`. A planner groups paths by the set of rules that match them and asks for each group; so what
+Everything that answers "may this be done?" (``hauberk policy explain``, an engine's planner, the naming of an alert)
+asks :func:`decide`. A planner groups paths by the set of rules that match them and asks for each group; so what
 ``explain`` says and what the kernel does cannot drift apart.
 
 Invariants:
@@ -10,14 +10,13 @@ Invariants:
 * A rule never grants more than it says: ``Block`` and ``Audit`` rules with ``readOnly`` or ``ownerOnly`` say nothing
   about the side those words leave open; they do not turn an allow-list's default into a grant.
 * The more specific rule decides: a rule limited to this source before one for every source; an exact path before an
-  executable name before a directory or pattern; a longer literal prefix before a shorter one. Between rules for
-  the same thing, Block beats Audit beats Allow.
-* A section (``process``, ``file``) is a deny list until one Allow rule of that section exists; then what
-  no rule matches gets the posture.
+  executable name before a directory or pattern; a longer literal prefix before a shorter one. Between rules for the
+  same thing, Block beats Audit beats Allow.
+* A section (``process``, ``file``) is a deny list until one Allow rule of that section exists; then what no rule
+  matches gets the posture.
 * Rules that Hauberk implies (``implied``) never turn a section into an allow-list.
 * An answer depends on the rules that match and on nothing else of the path, and of a directory or pattern only on the
-  order of the
-  literal prefixes. Planners rely on this to ask once for many paths.
+  order of the literal prefixes. Planners rely on this to ask once for many paths.
 """
 
 from __future__ import annotations
@@ -49,8 +48,7 @@ class Operation(StrEnum):
     """What is asked of an object.
 
     ``EXECUTE`` starts a program; ``MAP`` maps a file executable (``ld.so /bin/denied`` is one). ``WRITE`` is every
-    change: open for
-    writing, create, unlink, rename, link, truncate, chmod, chown.
+    change: open for writing, create, unlink, rename, link, truncate, chmod, chown.
     """
 
     EXECUTE = "execute"
@@ -266,8 +264,8 @@ LIBRARY_DIRECTORIES = (
 def implied_rules(rules: Iterable[Rule], posture: Verdict = Verdict.DENY) -> tuple[Rule, ...]:
     """Give the rules that follow from the author's.
 
-    * Shared objects in the system's library directories may be mapped executable, unless a rule says otherwise:
-      an allow-list of programs lists programs, not libraries.
+    * Shared objects in the system's library directories may be mapped executable, unless a rule says otherwise: an
+      allow-list of programs lists programs, not libraries.
     * Where there is an allow-list of programs (and ``posture`` refuses the rest), those shared objects may not be
       changed: else what is not on the list runs as a library of what is.
     * If some source is granted rights of its own, its executable and the library directories are read-only: who can

@@ -4,8 +4,8 @@
 Rules of the match, all of which must hold:
 
 * **Namespace.** A policy covers workloads of its own namespace; one that names none is in ``default``, as with
-  Kubernetes. If the
-  workload's namespace is not known (runc, podman), it is not compared: leaving a policy out would drop its Block rules.
+  Kubernetes. If the workload's namespace is not known (runc, podman), it is not compared: leaving a policy out would
+  drop its Block rules.
 * **Labels.** Each of ``matchLabels`` must be present with that value.
 * **Expressions.** With ``In`` expressions, one of their ``k=v`` must be present, and ``NotIn`` is not looked at; with
   ``NotIn`` alone, none may be.
@@ -13,8 +13,7 @@ Rules of the match, all of which must hold:
   name. A name that is not known counts as empty: ``.*`` covers every container, named or not.
 
 A selector that selects by nothing matches nothing. Regular expressions are a subset that needs no backtracking, since
-whoever names a
-container must not be able to stall the agent.
+whoever names a container must not be able to stall the agent.
 """
 
 from __future__ import annotations
