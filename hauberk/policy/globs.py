@@ -125,7 +125,7 @@ class _Parser:
             after_slash = self.pattern[self.position - 1] == "/" if parts or literal else slash_before
             if character == "*":
                 flush()
-                parts.append(self.stars(after_slash=after_slash))
+                parts.append(self.stars(after_slash=after_slash, depth=depth))
             elif character == "?":
                 flush()
                 self.position += 1
@@ -155,35 +155,37 @@ class _Parser:
         self.position += 2
         return self.pattern[self.position - 1]
 
-    def stars(self, *, after_slash: bool) -> Node:
+    def stars(self, *, after_slash: bool, depth: int) -> Node:
         start = self.position
         while self.position < len(self.pattern) and self.pattern[self.position] == "*":
             self.position += 1
         if self.position - start > 1:
             return Repeat(ANY_BYTE, 1 if after_slash else 0)
-        whole_component = after_slash and self.component_ends(self.position)
+        whole_component = after_slash and self.component_ends(self.position, depth)
         return Repeat(NOT_SLASH, 1 if whole_component else 0)
 
-    def component_ends(self, position: int) -> bool:
-        """Whether a path component ends at ``position``, looking out of the braces it stands in."""
-        while position < len(self.pattern) and self.pattern[position] in ",}":
-            if self.pattern[position] == "}":
-                position += 1
-                continue
-            depth = 0  # a comma: go on to the brace that closes this alternation
-            while position < len(self.pattern):
-                character = self.pattern[position]
-                if character == "\\":
-                    position += 1
-                elif character == "{":
-                    depth += 1
-                elif character == "}":
-                    if depth == 0:
-                        break
-                    depth -= 1
-                position += 1
-            position += 1
+    def component_ends(self, position: int, depth: int) -> bool:
+        """Whether a path component ends at ``position``, looking out of the ``depth`` braces it stands in."""
+        while depth and position < len(self.pattern) and self.pattern[position] in ",}":
+            position = self.closing_brace(position) + 1
+            depth -= 1
         return position >= len(self.pattern) or self.pattern[position] == "/"
+
+    def closing_brace(self, position: int) -> int:
+        """Find the brace that closes the alternation ``position`` is in (not in a nested one)."""
+        depth = 0
+        while position < len(self.pattern):
+            character = self.pattern[position]
+            if character == "\\":
+                position += 1
+            elif character == "{":
+                depth += 1
+            elif character == "}":
+                if depth == 0:
+                    break
+                depth -= 1
+            position += 1
+        return position
 
     def alternation(self, *, depth: int, slash_before: bool) -> Node:
         start = self.position

@@ -70,6 +70,10 @@ def rule(kind: ObjectKind, value: str, *, recursive: bool = False) -> Rule:
         ("/x{/*,}", "/x/", False),
         ("/x{/*,}", "/x", True),
         ("/x{/*,\\{}", "/x{", True),
+        ("/x/{*,{a,b},\\}}/z", "/x//z", False),
+        ("/x/{*,{a,b},\\}}c", "/x/c", True),
+        ("/x/{y,{a,*}}/z", "/x//z", False),
+        ("/x/*,b", "/x/,b", True),  # not a whole component
         (r"/a\*b", "/a*b", True),
         (r"/a\*b", "/axb", False),
         (r"/a\\b", "/a\\b", True),
