@@ -138,6 +138,7 @@ struct bpf_map {
 #define FLAG_EXEC 0x20u         /* __FMODE_EXEC in f_flags: never settable from user space */
 #define FLAG_TRUNC 01000u       /* O_TRUNC */
 #define PROTECT_EXEC 0x4ul
+#define EXCHANGE 2u /* RENAME_EXCHANGE */
 #define INODE_TYPE 0170000
 #define INODE_FIFO 0010000
 #define INODE_CHARACTER 0020000
@@ -1577,6 +1578,8 @@ __noinline int second_name(struct mark *mark, struct workload *workload, struct 
 	old = &scratch->old;
 	new = &scratch->new;
 	old->known = 0;
+	old->where.reached = 0;
+	new->where.reached = 0;
 	report.workload = workload->id;
 	dentry = (struct dentry *)old->where.dentry;
 	inode = BPF_CORE_READ(dentry, d_inode);
@@ -1651,10 +1654,10 @@ int BPF_PROG(check_link, struct dentry *old_dentry, const struct path *new_direc
 	return second_name(mark, workload, scratch, DETAIL_LINK) ? -EACCES : 0;
 }
 
-/* RENAME_EXCHANGE calls the hook a second time with the names the other way round (security/security.c). */
+/* Since Linux 5.19 the hook is called once for RENAME_EXCHANGE too, where both objects get a second name. */
 SEC("lsm/path_rename")
 int BPF_PROG(check_rename, const struct path *old_directory, struct dentry *old_dentry, const struct path *new_directory,
-	     struct dentry *new_dentry)
+	     struct dentry *new_dentry, unsigned int flags)
 {
 	struct mark *mark;
 	struct workload *workload;
@@ -1672,6 +1675,14 @@ int BPF_PROG(check_rename, const struct path *old_directory, struct dentry *old_
 	scratch->old.where.dentry = (__u64)old_dentry;
 	scratch->new.where.mnt = (__u64)new_directory->mnt;
 	scratch->new.where.dentry = (__u64)new_dentry;
+	if (second_name(mark, workload, scratch, DETAIL_RENAME))
+		return -EACCES;
+	if (!(flags & EXCHANGE))
+		return 0;
+	scratch->old.where.mnt = (__u64)new_directory->mnt;
+	scratch->old.where.dentry = (__u64)new_dentry;
+	scratch->new.where.mnt = (__u64)old_directory->mnt;
+	scratch->new.where.dentry = (__u64)old_dentry;
 	return second_name(mark, workload, scratch, DETAIL_RENAME) ? -EACCES : 0;
 }
 
