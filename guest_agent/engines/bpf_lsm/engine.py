@@ -112,7 +112,7 @@ class BpfLsmEngine:
         try:
             self._lib()
         except LibbpfError as error:
-            return error.strerror
+            return str(error.strerror)
         return ""
 
     def _lib(self) -> Libbpf:

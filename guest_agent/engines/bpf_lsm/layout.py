@@ -93,8 +93,8 @@ class WorkloadRecord(NamedTuple):
     @classmethod
     def decode(cls, data: bytes) -> WorkloadRecord:
         """Read what :meth:`encode` wrote."""
-        *numbers, digest, container = WORKLOAD.unpack(data)
-        return cls(*numbers, digest, os.fsdecode(container.rstrip(b"\0")))
+        values = WORKLOAD.unpack(data)
+        return cls._make((*values[:-1], os.fsdecode(values[-1].rstrip(b"\0"))))
 
 
 def table_flags(blob: bytes) -> int:
@@ -112,7 +112,9 @@ def table_flags(blob: bytes) -> int:
 def decode_event(data: bytes) -> KernelEvent:
     """Turn one ring buffer sample into the port's event. Raises EngineError for one the kernel side cannot have written."""
     if len(data) < EVENT.size:
-        message = f"an event has at least {EVENT.size} bytes, got {len(data)}; agent and BPF object do not belong together"
+        message = (
+            f"an event has at least {EVENT.size} bytes, got {len(data)}; agent and BPF object do not belong together"
+        )
         raise EngineError(message)
     (
         timestamp, workload, pid, parent, uid, verdict, operation, detail, flags, path_length, other_length, command, source,

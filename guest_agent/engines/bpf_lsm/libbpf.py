@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """libbpf in typed ctypes: only the calls the engine makes, one thin method each.
 
-libbpf does the work that must not be done twice (CO-RE relocation, kernel symbol look-up, ring buffer protocol); this module adds
-argument types and turns every failure into :class:`LibbpfError` with libbpf's own last words, because "Permission
-denied" alone tells an operator nothing. Works with libbpf 1.0 and later (Debian 12 has 1.1), where failures are NULL or a
-negative errno and errno is set.
+libbpf does the work that must not be done twice (CO-RE relocation, kernel symbol look-up, ring buffer protocol); this
+module adds argument types and turns every failure into :class:`LibbpfError` with libbpf's own last words, because
+"Permission denied" alone tells an operator nothing. Works with libbpf 1.0 and later (Debian 12 has 1.1), where failures
+are NULL or a negative errno and errno is set.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import ctypes
 import ctypes.util
 import errno
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -88,6 +88,7 @@ class Libbpf:
     """The loaded library. Raises :class:`LibbpfError` when libbpf 1.x is not installed."""
 
     def __init__(self) -> None:
+        """Load the library and take over its messages."""
         name = ctypes.util.find_library("bpf") or "libbpf.so.1"
         try:
             library = ctypes.CDLL(name, use_errno=True)
@@ -158,6 +159,7 @@ class Map:
     """A BPF map by descriptor, keys and values as bytes."""
 
     def __init__(self, library: Libbpf, descriptor: int, name: str) -> None:
+        """Wrap a descriptor, which stays the caller's to close."""
         self._library = library
         self.descriptor = descriptor
         self.name = name
@@ -173,7 +175,11 @@ class Map:
         info = _MapInfo()
         size = ctypes.c_uint32(ctypes.sizeof(info))
         self._library.call(
-            "bpf_obj_get_info_by_fd", self.descriptor, ctypes.byref(info), ctypes.byref(size), what=f"query map {self.name}"
+            "bpf_obj_get_info_by_fd",
+            self.descriptor,
+            ctypes.byref(info),
+            ctypes.byref(size),
+            what=f"query map {self.name}",
         )
         return MapInformation(info.id, info.value_size, info.max_entries)
 
@@ -193,7 +199,9 @@ class Map:
         if len(value) != self.information.value_size:
             message = f"map {self.name} takes values of {self.information.value_size} bytes, got {len(value)}"
             raise ValueError(message)
-        self._library.call("bpf_map_update_elem", self.descriptor, key, value, BPF_ANY, what=f"update map {self.name}")
+        self._library.call(
+            "bpf_map_update_elem", self.descriptor, key, value, BPF_ANY, what=f"write to map {self.name}"
+        )
 
     def remove(self, key: bytes) -> None:
         """Delete a key; one that is not there is fine."""
@@ -228,9 +236,13 @@ class Map:
 
 
 class Object:
-    """A BPF object file: opened, its maps sized, loaded, attached. A context manager; what is not pinned goes with it."""
+    """A BPF object file: opened, its maps sized, loaded, attached.
+
+    A context manager; what is not pinned goes with it.
+    """
 
     def __init__(self, library: Libbpf, path: Path) -> None:
+        """Open the file; nothing is loaded yet."""
         self._library = library
         self.path = path
         self._handle = library.pointer(
@@ -238,10 +250,12 @@ class Object:
         )
         self._links: dict[str, int] = {}
 
-    def __enter__(self) -> Object:
+    def __enter__(self) -> Self:
+        """Give the object."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Detach and unload whatever is not pinned."""
         for link in self._links.values():
             self._library.void("bpf_link__destroy", link)
         self._links.clear()
@@ -265,8 +279,7 @@ class Object:
         return {
             name: Map(self._library, os.dup(self._library.call("bpf_map__fd", handle, what=f"map {name}")), name)
             for handle in self._library.iterate("bpf_object__next_map", self._handle)
-            if not (name := self._library.text("bpf_map__name", handle)).startswith(".")
-            and "." not in name
+            if not (name := self._library.text("bpf_map__name", handle)).startswith(".") and "." not in name
         }
 
     def pin_maps(self, directory: Path) -> None:
@@ -294,10 +307,13 @@ class RingBuffer:
     """Consumer of a BPF ring buffer map; ``fileno`` can be polled."""
 
     def __init__(self, library: Libbpf, descriptor: int, sample: Callable[[bytes], None]) -> None:
+        """Map the buffer; `sample` gets every record as bytes."""
         self._library = library
         self._sample = sample
         self._callback = SAMPLE_CALLBACK(self._receive)
-        self._handle = library.pointer("ring_buffer__new", descriptor, self._callback, None, None, what="open the ring buffer")
+        self._handle = library.pointer(
+            "ring_buffer__new", descriptor, self._callback, None, None, what="open the ring buffer"
+        )
 
     def _receive(self, _context: int | None, data: int, size: int) -> int:
         self._sample(ctypes.string_at(data, size))

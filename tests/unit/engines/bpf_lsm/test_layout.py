@@ -38,7 +38,8 @@ def _compiled(tmp_path: Path, lines: list[str]) -> list[int]:
     source = tmp_path / "layout.c"
     body = "\n".join(f'printf("%ld\\n", (long)({line}));' for line in lines)
     source.write_text(
-        f'#include <linux/types.h>\n#include <stddef.h>\n#include <stdio.h>\n#include "{HEADER}"\nint main(void) {{ {body} return 0; }}\n'
+        "#include <linux/types.h>\n#include <stddef.h>\n#include <stdio.h>\n"
+        f'#include "{HEADER}"\nint main(void) {{ {body} return 0; }}\n'
     )
     program = tmp_path / "layout"
     subprocess.run(["gcc", "-Wall", "-Werror", "-o", program, source], check=True)
