@@ -28,7 +28,8 @@ BUILD = (
     "rm -rf /tmp/build; mkdir -p /tmp/build/src /tmp/build/out; i=0; while [ $i -lt 12 ]; do"
     ' echo "int f$i;" > /tmp/build/src/$i.c; sed s/int/long/ /tmp/build/src/$i.c > /tmp/build/out/$i.i;'
     " md5sum /tmp/build/out/$i.i > /tmp/build/out/$i.o; i=$((i+1)); done;"
-    " cat /tmp/build/out/*.o > /tmp/build/a.out; cp /tmp/build/a.out /tmp/build/b.out; mv /tmp/build/b.out /tmp/build/c.out"
+    " cat /tmp/build/out/*.o > /tmp/build/a.out; cp /tmp/build/a.out /tmp/build/b.out;"
+    " mv /tmp/build/b.out /tmp/build/c.out"
 )
 OPERATIONS = {"open+close": ("open", 3000, DATA), "stat": ("stat", 3000, DATA), "execve": ("exec", 30, PROGRAM)}
 
@@ -79,10 +80,10 @@ def containers(engine: BpfLsmEngine, settings: dict[str, RuleSet | None]) -> run
                     number,
                     f"c{number}",
                     (cgroup_root() / relative).stat().st_ino,
-                    os.stat(f"/proc/{state['pid']}/ns/mnt").st_ino,
+                    Path(f"/proc/{state['pid']}/ns/mnt").stat().st_ino,
                     table.blob,
                     fingerprint(rule_set),
-                )  # fmt: skip
+                )
             )
             sys.stderr.write(
                 f"{name}: {table.states} states, {len(table.blob)} bytes, compiled in {compiled - start:.2f} s,"

@@ -46,8 +46,8 @@ OBJECT: Final = Path(__file__).with_name("hauberk.bpf.o")
 DEFAULT_REGIONS: Final = 4  # of 4 MiB each: the kernel memory that all tables share
 
 _MAPS: Final = (
-    "marks", "pendings", "scratches", "reports", "cgroups", "workloads", "tables", "gate", "agent", "seal", "executables",
-    "service_cgroups", "guarded_mounts", "guarded_maps", "events", "counters",
+    "marks", "pendings", "scratches", "reports", "cgroups", "workloads", "tables", "gate", "agent", "seal",
+    "executables", "service_cgroups", "guarded_mounts", "guarded_maps", "events", "counters",
 )  # fmt: skip
 _FROZEN_WHEN_SEALED: Final = ("executables", "service_cgroups", "guarded_mounts", "guarded_maps", "gate")
 _MINIMUM_KERNEL: Final = (6, 1)
@@ -82,38 +82,37 @@ class BpfLsmEngine:
         """Tell whether this kernel can hold a policy by BPF LSM; changes nothing."""
         release = os.uname().release
         details = {"kernel": release}
-        reason = self._missing(details)
+        reason = next(self._missing(details), "")
         return Probe(available=not reason, reason=reason or f"BPF LSM on Linux {release}", details=details)
 
-    def _missing(self, details: dict[str, str]) -> str:
+    def _missing(self, details: dict[str, str]) -> Iterator[str]:
         version = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in os.uname().release.split(".")[:2])
         if version < _MINIMUM_KERNEL:
-            return f"Linux {os.uname().release} is older than 6.1; boot 6.1 or later"
+            yield f"Linux {os.uname().release} is older than 6.1; boot 6.1 or later"
         lsm = _read("/sys/kernel/security/lsm")
         details["lsm"] = lsm or "unknown (securityfs is not mounted)"
         if "bpf" not in lsm.split(","):
-            return (
+            yield (
                 "BPF LSM is not active; boot with bpf in lsm= (and CONFIG_BPF_LSM=y), and mount securityfs at"
                 f" /sys/kernel/security. Active now: {lsm or 'unknown'}"
             )
         if not Path("/sys/kernel/btf/vmlinux").exists():
-            return "the kernel has no BTF (CONFIG_DEBUG_INFO_BTF=y is needed)"
+            yield "the kernel has no BTF (CONFIG_DEBUG_INFO_BTF=y is needed)"
         if "[confidentiality]" in _read("/sys/kernel/security/lockdown"):
-            return "kernel lockdown is at 'confidentiality', which forbids BPF to read kernel memory; use 'integrity'"
+            yield "kernel lockdown is at 'confidentiality', which forbids BPF to read kernel memory; use 'integrity'"
         if version < _RECURSION_FIXED and _fully_preemptible():
-            return (
-                "Linux before 6.2 skips a BPF LSM program that was preempted on the same CPU; boot with preempt=voluntary"
-                " or a later kernel"
+            yield (
+                "Linux before 6.2 skips a BPF LSM program that was preempted on the same CPU;"
+                " boot with preempt=voluntary or a later kernel"
             )
         if not OBJECT.exists():
-            return f"{OBJECT} is missing; build it with `make build`"
+            yield f"{OBJECT} is missing; build it with `make build`"
         if _file_system_type(self._bpffs) != "bpf":
-            return f"no bpffs at {self._bpffs}; mount one: mount -t bpf bpf {self._bpffs}"
+            yield f"no bpffs at {self._bpffs}; mount one: mount -t bpf bpf {self._bpffs}"
         try:
             self._lib()
         except LibbpfError as error:
-            return str(error.strerror)
-        return ""
+            yield str(error.strerror)
 
     def _lib(self) -> Libbpf:
         if self._library is None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The structures that ``hauberk.bpf.h`` shares with the kernel side, as data and nothing else.
 
-A pure module, so that the encoding can be tested without a kernel; ``test_layout.py`` compiles the C header and compares
-sizes and offsets, since a silent difference here would be a policy that enforces something else.
+A pure module, so that the encoding can be tested without a kernel; ``test_layout.py`` compiles the C header and
+compares sizes and offsets, since a silent difference here would be a policy that enforces something else.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class WorkloadRecord(NamedTuple):
         """Bytes for the kernel. Raises EngineError for a container id that does not fit."""
         container = os.fsencode(self.container)
         if len(container) >= NAME_BYTES or b"\0" in container:
-            message = f"container id of {len(container)} bytes; the engine keeps ids of up to {NAME_BYTES - 1}; use a shorter id"
+            message = f"container id of {len(container)} bytes; up to {NAME_BYTES - 1} are kept, use a shorter one"
             raise EngineError(message)
         return WORKLOAD.pack(
             self.workload_id, self.flags, self.cgroup, self.mount_namespace, self.region, self.table, self.table_words,
@@ -110,18 +110,25 @@ def table_flags(blob: bytes) -> int:
 
 
 def decode_event(data: bytes) -> KernelEvent:
-    """Turn one ring buffer sample into the port's event. Raises EngineError for one the kernel side cannot have written."""
+    """Turn one ring buffer sample into the port's event.
+
+    Raises EngineError for one that the kernel side cannot have written.
+    """
     if len(data) < EVENT.size:
         message = (
             f"an event has at least {EVENT.size} bytes, got {len(data)}; agent and BPF object do not belong together"
         )
         raise EngineError(message)
     (
-        timestamp, workload, pid, parent, uid, verdict, operation, detail, flags, path_length, other_length, command, source,
+        timestamp, workload, pid, parent, uid, verdict, operation, detail, flags, path_length, other_length, command,
+        source,
     ) = EVENT.unpack_from(data)  # fmt: skip
     strings = data[EVENT.size :]
     if verdict not in _VERDICTS or not 0 < operation < len(_OPERATIONS) or detail >= len(_DETAILS):
-        message = f"unknown event (verdict {verdict}, operation {operation}, detail {detail}); agent and BPF object do not belong together"
+        message = (
+            f"unknown event (verdict {verdict}, operation {operation}, detail {detail});"
+            " agent and BPF object do not belong together"
+        )
         raise EngineError(message)
     return KernelEvent(
         timestamp_ns=timestamp,

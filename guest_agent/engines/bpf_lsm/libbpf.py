@@ -206,7 +206,7 @@ class Map:
     def remove(self, key: bytes) -> None:
         """Delete a key; one that is not there is fine."""
         try:
-            self._library.call("bpf_map_delete_elem", self.descriptor, key, what=f"delete from map {self.name}")
+            self._library.call("bpf_map_delete_elem", self.descriptor, key, what=f"remove a key of map {self.name}")
         except LibbpfError as error:
             if error.errno != errno.ENOENT:
                 raise
