@@ -100,7 +100,7 @@ test: setup lint test-unit test-host test-vm
 	@echo 'test: lint, unit, host and vm lanes passed'
 
 test-long: test
-	@HAUBERK_LONG=1 $(PYTEST) tests -m long
+	@$(PYTEST) tests -m long
 	echo 'test-long: passed'
 
 bench-hook: setup

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.vm.harness import KERNELS
-from tests.vm.harness.lane import guest_files, run_pytest
+from tests.vm.harness.lane import LONG_TIMEOUT, GuestFile, guest_files, run_pytest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-FILES = guest_files()
+FILES = [file for file in guest_files() if file.has_short]
+LONG_FILES = [file for file in guest_files() if file.has_long]
 
 
 def test_there_are_guest_side_tests() -> None:
@@ -21,7 +22,18 @@ def test_there_are_guest_side_tests() -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize(("file", "systemd"), FILES, ids=[file.removeprefix("tests/vm/guest/") for file, _ in FILES])
-def test_in_the_guest(kernel: str, file: str, *, systemd: bool, tmp_path: Path) -> None:
-    passed = run_pytest(kernel, [file], tmp_path, systemd=systemd)
-    print(f"{passed} passed in the guest")  # noqa: T201 - pytest shows it with -rP
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_in_the_guest(kernel: str, file: GuestFile, tmp_path: Path) -> None:
+    assert run_pytest(kernel, [file.path], tmp_path, systemd=file.systemd) > 0
+
+
+if LONG_FILES:
+
+    @pytest.mark.long
+    @pytest.mark.parametrize("kernel", KERNELS)
+    @pytest.mark.parametrize("file", LONG_FILES, ids=str)
+    def test_long_in_the_guest(kernel: str, file: GuestFile, tmp_path: Path) -> None:
+        passed = run_pytest(
+            kernel, [file.path], tmp_path, systemd=file.systemd, only_long=True, memory="4G", timeout=LONG_TIMEOUT
+        )
+        assert passed > 0

@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.vm import harness
 from tests.vm.harness.lane import run_pytest
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_status_output_and_files_come_back(tmp_path: Path) -> None:
@@ -67,6 +67,26 @@ def test_a_guest_lane_without_passed_tests_fails(body: str, tmp_path: Path) -> N
             run_pytest("6.12", [str(sample.relative_to(harness.REPOSITORY)), "-p", "tests.conftest"], tmp_path)
     finally:
         sample.unlink()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_qemu_ends_with_the_harness(number: signal.Signals) -> None:
+    # A shell starts background jobs with SIGINT ignored; pytest may be one.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "tests.vm.harness", "run", "--"]
+    command += ["sh", "-c", "echo up; sleep 1000"]
+    with subprocess.Popen(
+        command, cwd=harness.REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text("utf-8").split()
+        machines = [os.pidfd_open(int(child)) for child in children]
+        assert len(machines) == 1
+        process.send_signal(number)
+        assert process.wait() != 0
+        for machine in machines:
+            assert select.select([machine], [], [], 60)[0] == [machine]
+            os.close(machine)
 
 
 def test_the_command_line_passes_the_status_on() -> None:

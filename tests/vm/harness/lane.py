@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
@@ -14,6 +15,26 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+LONG_TIMEOUT = 7200.0
+"""Seconds for one boot with the tests marked ``long``."""
+
+_ALL_LONG = "\npytestmark = pytest.mark.long\n"
+
+
+@dataclass(frozen=True)
+class GuestFile:
+    """A file of guest-side tests: its path in the repository, what boots it, whether it has quick and long tests."""
+
+    path: str
+    systemd: bool
+    has_short: bool
+    has_long: bool
+
+    def __str__(self) -> str:
+        """Give the name used in test ids."""
+        return self.path.removeprefix("tests/vm/guest/")
+
+
 def run_pytest(  # noqa: PLR0913 - what differs between boots
     kernel: str,
     paths: Sequence[str],
@@ -22,7 +43,7 @@ def run_pytest(  # noqa: PLR0913 - what differs between boots
     systemd: bool = False,
     only_long: bool = False,
     memory: str = "2G",
-    timeout: float = 900.0,
+    timeout: float = 1200.0,
 ) -> int:
     """Run the guest-side tests at ``paths`` (relative to the repository) in one boot; give the number that passed.
 
@@ -50,10 +71,20 @@ def run_pytest(  # noqa: PLR0913 - what differs between boots
     return counts["tests"]
 
 
-def guest_files() -> list[tuple[str, bool]]:
-    """Give every file of guest-side tests with whether it wants systemd (those below ``guest/systemd``)."""
-    guest = REPOSITORY / "tests" / "vm" / "guest"
-    return [(str(path.relative_to(REPOSITORY)), "systemd" in path.parts) for path in sorted(guest.rglob("test_*.py"))]
+def guest_files() -> list[GuestFile]:
+    """Give every file of guest-side tests. Those below ``guest/systemd`` want systemd as the first process."""
+    files = []
+    for path in sorted((REPOSITORY / "tests" / "vm" / "guest").rglob("test_*.py")):
+        text = path.read_text("utf-8")
+        files.append(
+            GuestFile(
+                str(path.relative_to(REPOSITORY)),
+                systemd="systemd" in path.parts,
+                has_short=_ALL_LONG not in text,
+                has_long="pytest.mark.long" in text,
+            )
+        )
+    return files
 
 
 def _echo(chunk: bytes) -> None:

@@ -263,8 +263,11 @@ def _follow(
                 return bytes(seen[:end]), status.decode("ascii", "replace")
             if not chunk:
                 break
-            # A newline at the end may be the marker's: it is held back until more is known.
-            show(end if end >= 0 else len(seen) - seen.endswith(b"\n"))
+            # The marker comes in one write; a tail that may be its beginning is held back all the same. Not a newline
+            # alone: every line ends in one, and who reads lines must not wait for the next.
+            tail = seen.rfind(b"\n")
+            partial = 0 <= tail < len(seen) - 1 and marker.startswith(bytes(seen[tail:]))
+            show(end if end >= 0 else tail if partial else len(seen))
     show(len(seen))
     return bytes(seen), None
 
