@@ -665,6 +665,7 @@ static long automaton_steps(__u32 index, void *data)
 }
 
 #define OUTPUT_FAILED (~0ull)
+#define MAX_SOURCES 257 /* 256 named ones, and any other */
 
 static __always_inline __u64 word_at(struct table *table, __u32 at)
 {
@@ -1473,6 +1474,7 @@ struct widening {
 	__u32 new_class;
 	__u32 old_process;
 	__u32 new_process;
+	__u32 sources;
 	__u32 found;
 };
 
@@ -1487,11 +1489,15 @@ static long widens(__u32 source, void *data)
 	struct widening *widening = data;
 	struct table *table = widening->table;
 	__u32 base = widening->base;
+	__u64 old, new;
+
+	if (source >= widening->sources)
+		return 1;
 	/* of a row of the file automaton only READ and WRITE count (bits 8 to 15), of the other only EXECUTE and MAP */
-	__u64 old = (denials(row_of(table, base, widening->old_class, source)) & 0x5500) |
-		    (denials(row_of(table, base, widening->old_process, source)) & 0x0055);
-	__u64 new = (denials(row_of(table, base, widening->new_class, source)) & 0x5500) |
-		    (denials(row_of(table, base, widening->new_process, source)) & 0x0055);
+	old = (denials(row_of(table, base, widening->old_class, source)) & 0x5500) |
+	      (denials(row_of(table, base, widening->old_process, source)) & 0x0055);
+	new = (denials(row_of(table, base, widening->new_class, source)) & 0x5500) |
+	      (denials(row_of(table, base, widening->new_process, source)) & 0x0055);
 
 	if (old & ~new) {
 		widening->found = 1;
@@ -1569,7 +1575,7 @@ __noinline int second_name(struct mark *mark, struct workload *workload, struct 
 	struct report report = {.verdict = VERDICT_DENY, .detail = detail, .start = PATH_BUFFER};
 	struct dentry *dentry;
 	struct inode *inode;
-	__u32 directory, verdict, owner, sources, taken;
+	__u32 directory, verdict, owner, taken;
 	struct name *old, *new;
 	__u16 mode;
 
@@ -1606,10 +1612,14 @@ __noinline int second_name(struct mark *mark, struct workload *workload, struct 
 	widening.new_class = class_of(new->file);
 	widening.old_process = class_of(old->process);
 	widening.new_process = class_of(new->process);
-	sources = (__u32)word_at(table, workload->table + 6);
-	if (sources > 257)
+	widening.sources = word_at(table, workload->table + 6);
+	if (widening.sources > MAX_SOURCES)
 		goto denied;
-	bpf_loop(sources, widens, &widening, 0);
+	/*
+	 * A constant count. The kernel's inlined bpf_loop compares all 64 bits of it; of a number loaded from the table the compiler leaves
+	 * the upper half as it was, and then there is no loop at all.
+	 */
+	bpf_loop(MAX_SOURCES, widens, &widening, 0);
 	if (widening.found)
 		goto denied;
 	if (directory) {
