@@ -143,6 +143,7 @@ struct bpf_map {
 #define INODE_FIFO 0010000
 #define INODE_CHARACTER 0020000
 #define INODE_DIRECTORY 0040000
+#define INODE_BLOCK 0060000
 
 extern const void rename_lock __ksym;
 
@@ -1454,12 +1455,6 @@ int BPF_PROG(check_mkdir, const struct path *directory, struct dentry *dentry)
 	return check_write(directory->mnt, dentry, DETAIL_MKDIR);
 }
 
-SEC("lsm/path_mknod")
-int BPF_PROG(check_mknod, const struct path *directory, struct dentry *dentry)
-{
-	return check_write(directory->mnt, dentry, DETAIL_CREATE);
-}
-
 SEC("lsm/path_symlink")
 int BPF_PROG(check_symlink, const struct path *directory, struct dentry *dentry)
 {
@@ -1708,6 +1703,19 @@ static __always_inline int refuse_if_path_rules(__u32 operation, __u32 detail)
 	if (!(workload->flags & RULES_PATH))
 		return 0;
 	return refuse(mark, operation, detail);
+}
+
+SEC("lsm/path_mknod")
+int BPF_PROG(check_mknod, const struct path *directory, struct dentry *dentry, unsigned short mode)
+{
+	/* a disk has every file on it, under names that no path rule knows */
+	if ((mode & INODE_TYPE) == INODE_BLOCK) {
+		int refused = refuse_if_path_rules(EVENT_WRITE, DETAIL_CREATE);
+
+		if (refused)
+			return refused;
+	}
+	return check_write(directory->mnt, dentry, DETAIL_CREATE);
 }
 
 static __always_inline int is_guarded_mount(const struct vfsmount *mnt)

@@ -608,7 +608,7 @@ static void attack_handle(void)
 		struct file_handle head;
 		unsigned char bytes[128];
 	} handle = { .head.handle_bytes = 128 };
-	int mount_id, directory = (int)PREPARE("open-parent", open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+	int mount_id, directory = (int)PREPARE("open-work", open(work(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)); // any on that file system will do
 	ATTEMPT("name_to_handle_at", name_to_handle_at(AT_FDCWD, secret, &handle.head, &mount_id, 0));
 	evidence((int)ATTEMPT("open_by_handle_at", open_by_handle_at(directory, &handle.head, O_RDONLY | O_CLOEXEC)), "open_by_handle_at");
 }
@@ -675,8 +675,8 @@ static void attack_userns_clone(void)
 
 static void attack_mountns(void)
 {
-	ATTEMPT("unshare", unshare(CLONE_NEWNS));
-	through("a mount namespace was made");
+	ATTEMPT("unshare", unshare(CLONE_NEWNS)); // no security module is asked
+	open_and_tell(AT_FDCWD, secret);
 }
 
 static void bind_and_open(void)
