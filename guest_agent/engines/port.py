@@ -162,6 +162,12 @@ class Engine(Protocol):
     def registered(self) -> Sequence[KernelWorkload]:
         """Tell what the kernel holds now, in the order of workload ids."""
 
+    def is_armed(self, pidfd: int) -> bool:
+        """Tell whether a process acts inside a registered workload, whatever cgroup it is in by now.
+
+        Raises EngineError when that cannot be told.
+        """
+
     def fileno(self) -> int:
         """Descriptor that polls readable when events wait."""
 

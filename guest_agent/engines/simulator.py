@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 STEPS: Final = (
     "probe", "sealed_digest", "seal", "register.before", "register.after", "release.before", "release.after",
-    "registered", "drain",
+    "registered", "is_armed", "drain",
 )  # fmt: skip
 
 
@@ -44,6 +44,7 @@ class SimulatedKernel:
     digest: str | None = None
     gate: GateSettings | None = None
     workloads: dict[int, EnforcedWorkload] = field(default_factory=dict)
+    armed_pids: set[int] = field(default_factory=set)
     buffer: deque[KernelEvent] = field(default_factory=deque)
     buffer_limit: int = 1024
     events: int = 0
@@ -136,6 +137,13 @@ class SimulatorEngine:
                 for _, held in sorted(self.kernel.workloads.items())
             ]
 
+    def is_armed(self, pidfd: int) -> bool:
+        """Tell whether a test has listed the process behind the descriptor as armed."""
+        self._step("is_armed")
+        with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:  # noqa: PTH123 - no path of a person's
+            pids = [int(line.split()[1]) for line in file if line.startswith("Pid:")]
+        return bool(self.kernel.armed_pids.intersection(pids))
+
     def fileno(self) -> int:
         """Return the eventfd that polls readable while events wait."""
         return self._signal
@@ -155,7 +163,7 @@ class SimulatorEngine:
         self._step("drain")
         with contextlib.suppress(
             BlockingIOError
-        ):  # nobody signalled; events of an earlier engine may wait all the same
+        ):  # nobody signalled: events may wait all the same
             os.eventfd_read(self._signal)
         while True:
             with self._lock:

@@ -1,0 +1,488 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent: joins trust, registry, facts and engine; decides in which order things happen, and little else.
+
+Start: verify the bundle (against the digest the kernel is sealed with, if it is), seal, take up what the kernel still
+enforces, and only then listen. A registration: announce, verify, read the container's own configuration, choose its
+policies, gather facts, compile, put in force, verify once more, and only then answer. Whatever fails on the way undoes
+what was done and refuses; an undo that fails leaves the workload in force, never half let go.
+
+Letting go asks the machine whether the container has ended, whoever wants it gone: a poststop, or the reaper that
+looks at all workloads every two seconds (crun sends no poststop after a refused start, and a host may send none).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import select
+import threading
+import time
+from collections import OrderedDict
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from guest_agent import child
+from guest_agent.api.hook_socket import HookAnswer, Stage
+from guest_agent.engines.bpf_lsm.plan import PlanError, compile_table, fingerprint
+from guest_agent.engines.port import EnforcedWorkload, EngineError, GateSettings
+from guest_agent.events.alerts import Alert, AlertMaker, Subject
+from guest_agent.events.stream import AlertStream, FileSink
+from guest_agent.records import Record, RecordStore
+from guest_agent.workloads import facts, oci_state, selection, verification
+from guest_agent.workloads.interchange import rule_set_to_json
+from guest_agent.workloads.registry import Identity, Registry, RegistryError, Release, State, Workload
+from hauberk.errors import HauberkError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from guest_agent.api.hook_socket import Peer
+    from guest_agent.configuration import Configuration
+    from guest_agent.engines.port import Engine
+    from hauberk.policy.rules import RuleSet
+
+logger = logging.getLogger(__name__)
+
+REAP_SECONDS: Final = 2.0
+POSTSTOP_PATIENCE_SECONDS: Final = 1.0
+LARGE_RULE_SET: Final = 400
+"""From this many rules on, a table is compiled in a child: it takes memory that a long-lived process would keep."""
+_CACHED_TABLES: Final = 32
+_CACHED_TABLE_BYTES: Final = 8 << 20
+_REMEMBERED_SUBJECTS: Final = 256
+_MAXIMUM_BUNDLE_BYTES: Final = 8 << 20
+_MAXIMUM_SMALL_BYTES: Final = 1 << 20
+
+_REFUSALS: Final = (
+    RegistryError, verification.VerificationError, facts.ConfigError, selection.SelectionError, EngineError, PlanError,
+    child.ChildError, oci_state.OciStateError, HauberkError, OSError,
+)  # fmt: skip
+"""What refuses a container with a message of its own; anything else is a defect, refuses too and is logged whole."""
+
+
+class StartError(Exception):
+    """The agent cannot start. The message says why and what to do."""
+
+
+@dataclass(slots=True)
+class _Tables:
+    """The last compiled tables by fingerprint: containers of one image share theirs."""
+
+    kept: OrderedDict[str, bytes] = field(default_factory=OrderedDict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def of(self, digest: str, rule_set: RuleSet) -> bytes:
+        with self.lock:
+            found = self.kept.get(digest)
+            if found is not None:
+                self.kept.move_to_end(digest)
+                return found
+        if len(rule_set.rules) < LARGE_RULE_SET:
+            made = compile_table(rule_set).blob
+        else:
+            answer = child.ask("table", {"ruleSet": rule_set_to_json(rule_set)})
+            made = base64.b64decode(str(answer["blob"]), validate=True)
+        with self.lock:
+            self.kept[digest] = made
+            while len(self.kept) > _CACHED_TABLES or sum(map(len, self.kept.values())) > _CACHED_TABLE_BYTES:
+                if len(self.kept) == 1:
+                    break
+                self.kept.popitem(last=False)
+        return made
+
+
+@dataclass(slots=True)
+class _Turn:
+    """Whose turn it is with one container, and how many want it."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    waiting: int = 0
+
+
+class Agent:
+    """One agent on one engine. :meth:`start`, then the hook socket's handler and the readers of its state."""
+
+    def __init__(
+        self, configuration: Configuration, engine: Engine, machine: verification.Machine | None = None
+    ) -> None:
+        """Nothing is touched before :meth:`start`."""
+        self.configuration = configuration
+        self.engine = engine
+        self.machine = machine or verification.Machine()
+        self.registry = Registry()
+        self.policy_set: selection.PolicySet | None = None
+        self.alerts = AlertStream()
+        self.event_errors = 0
+        self._records: RecordStore | None = None
+        self._known: dict[int, Record] = {}
+        self._gone: OrderedDict[int, Subject] = OrderedDict()
+        self._maker = AlertMaker(Path("/proc/sys/kernel/hostname").read_text(encoding="utf-8").strip(), engine.name)
+        self._sink: FileSink | None = None
+        self._tables = _Tables()
+        self._lock = threading.RLock()
+        self._busy: dict[str, _Turn] = {}
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    # ---- start and stop ----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Verify, seal, take up. When it returns, the gate is in force. Raises StartError with nothing changed."""
+        configuration = self.configuration
+        try:
+            sealed = self.engine.sealed_digest()
+            policy_set = self._verify_bundle(sealed)
+            self.engine.seal(policy_set.digest, self.gate_settings())
+            self.policy_set = policy_set
+            self._records = RecordStore(configuration.state_directory)
+            self._take_up(self._records)
+            if configuration.alert_log is not None:
+                self._sink = FileSink(configuration.alert_log)
+        except (
+            child.ChildError,
+            EngineError,
+            RegistryError,
+            verification.VerificationError,
+            OSError,
+            ValueError,
+        ) as error:
+            raise StartError(str(error)) from error
+        logger.info(
+            "bundle %s version %d (%s) is %s, %d workload(s) taken up", policy_set.name, policy_set.version,
+            policy_set.digest, "sealed" if configuration.mode == "sealed" else "loaded", len(self.registry),
+        )  # fmt: skip
+        for name, work in (("events", self._follow_events), ("reaper", self._reap)):
+            thread = threading.Thread(target=self._guarded, args=(name, work), name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self) -> None:
+        """End the agent's own threads. What is in force stays in force."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(timeout=5)
+        self.alerts.end()
+        if self._sink is not None:
+            self._sink.close()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every thread of the agent still does its work."""
+        return not self._stopping.is_set() and all(thread.is_alive() for thread in self._threads)
+
+    def gate_settings(self) -> GateSettings:
+        """Say what may execute without being registered."""
+        configuration = self.configuration
+        return GateSettings(
+            mode=configuration.mode,
+            managers=configuration.managers,
+            helpers=configuration.helpers,
+            kernel_helpers=configuration.kernel_helpers,
+            service_cgroups=configuration.service_cgroups,
+            agent_pid=int(Path("/proc/self").readlink().name),
+        )
+
+    def _verify_bundle(self, sealed: str | None) -> selection.PolicySet:
+        configuration = self.configuration
+        bundle = _read_bounded(configuration.bundle, _MAXIMUM_BUNDLE_BYTES)
+        request = {
+            "trustRoot": _base64(_read_bounded(configuration.trust_root, _MAXIMUM_SMALL_BYTES)),
+            "bundle": _base64(bundle),
+            "signature": _base64(_read_bounded(configuration.bundle_signature, _MAXIMUM_SMALL_BYTES)),
+            "sealedDigest": sealed,
+        }
+        policy_set = selection.PolicySet.from_json(child.ask("bundle", request))
+        digest = hashlib.sha256(bundle).hexdigest()
+        if policy_set.digest != digest:
+            message = f"the parser answered for bundle {policy_set.digest}, expected {digest}; this is a defect"
+            raise StartError(message)
+        return policy_set
+
+    def _take_up(self, records: RecordStore) -> None:
+        for held in self.engine.registered():
+            record = records.read(held.workload_id)
+            if record is not None and (record.container_id, record.table_digest, record.identity.cgroup_id) != (
+                held.container_id, held.table_digest, held.cgroup_id,
+            ):  # fmt: skip
+                record = None
+            identity = (
+                record.identity
+                if record
+                else Identity(
+                    0,
+                    0,
+                    held.cgroup_id,
+                    verification.cgroup_path_of(held.cgroup_id, self.machine),
+                    held.mount_namespace,
+                )
+            )
+            self.registry.take_up(held.workload_id, held.container_id, identity, held.table_digest)
+            if record is not None:
+                self._known[held.workload_id] = record
+            logger.info("workload %d (container %s) taken up", held.workload_id, held.container_id)
+        records.keep_only(set(self._known))
+
+    # ---- hooks -------------------------------------------------------------------------------------------------
+
+    def check_peer(self, peer: Peer) -> str | None:
+        """Say why a peer of the hook socket is not listened to, None when it is."""
+        try:
+            if self.engine.is_armed(peer.pidfd):
+                return "it acts inside a registered workload; only the container runtime's hooks register containers"
+        except EngineError as error:
+            return f"it cannot be told whether it acts inside a workload ({error})"
+        return None
+
+    def handle(self, stage: Stage, state: bytes, _peer: Peer) -> HookAnswer:
+        """Answer one hook. Every failure is a refusal."""
+        container_id = ""
+        try:
+            announced = oci_state.parse(state)
+            container_id = announced.id
+            with self._alone(container_id):
+                if stage is Stage.POSTSTOP:
+                    return self._poststop(container_id)
+                self._register(announced)
+        except _REFUSALS as error:
+            logger.warning("container %s refused: %s", container_id or "(unknown)", error)
+            return HookAnswer(accepted=False, message=" ".join(str(error).split()))
+        except Exception:
+            logger.exception("container %s refused by a defect of the agent", container_id or "(unknown)")
+            return HookAnswer(accepted=False, message="internal error of the agent; its log has the details")
+        return HookAnswer(accepted=True, message="enforced")
+
+    @contextmanager
+    def _alone(self, container_id: str) -> Iterator[None]:
+        """Do one thing at a time for one container; different ones go on side by side."""
+        with self._lock:
+            turn = self._busy.setdefault(container_id, _Turn())
+            turn.waiting += 1
+        try:
+            with turn.lock:
+                yield
+        finally:
+            with self._lock:
+                turn.waiting -= 1
+                if not turn.waiting:
+                    del self._busy[container_id]
+
+    def _register(self, announced: oci_state.OciState) -> None:
+        started = time.monotonic()
+        policy_set, records = self.policy_set, self._records
+        if policy_set is None or records is None:
+            message = "the agent is not ready; start the container again later"
+            raise RegistryError(message)
+        with self._lock:
+            self._forget_if_over(announced.id)
+            workload = self.registry.announce(announced.id)
+        try:
+            record = self._enforce(workload, announced, policy_set, records)
+        except BaseException:
+            self._undo(workload)
+            raise
+        logger.info(
+            "container %s enforced as workload %d by %s in %.1f ms", workload.container_id, workload.workload_id,
+            ", ".join(record.policies) or f"the default {policy_set.default}", (time.monotonic() - started) * 1000,
+        )  # fmt: skip
+
+    def _enforce(
+        self, workload: Workload, announced: oci_state.OciState, policy_set: selection.PolicySet, records: RecordStore
+    ) -> Record:
+        managers = self.configuration.managers
+        with verification.verify(announced.pid or 0, self.machine, managers) as init:
+            with self._lock:
+                self.registry.verify(workload.container_id, init.identity)
+            config = facts.read_config(announced.bundle)
+            names = selection.identify(config.annotations, workload.container_id)
+            chosen = selection.select(policy_set, names)
+            found = facts.gather(init.identity.pid, config, chosen.rule_set, self.machine)
+            digest = fingerprint(found.rule_set)
+            record = Record.make(
+                workload_id=workload.workload_id,
+                container_id=workload.container_id,
+                table_digest=digest,
+                identity=init.identity,
+                names=names,
+                policies=chosen.policies,
+                aliases=found.aliases,
+                rule_set=found.rule_set,
+            )
+            table = self._tables.of(digest, found.rule_set)
+            records.write(record)
+            with self._lock:
+                self._known[workload.workload_id] = record
+            self.engine.register(
+                EnforcedWorkload(
+                    workload.workload_id,
+                    workload.container_id,
+                    init.identity.cgroup_id,
+                    init.identity.mount_namespace,
+                    table,
+                    digest,
+                )
+            )
+            verification.recheck(init, self.machine, managers)
+            with self._lock:
+                self.registry.enforce(workload.container_id, digest)
+        return record
+
+    def _undo(self, workload: Workload) -> None:
+        """Leave nothing of a failed registration. If the kernel will not let go, the workload stays, in force."""
+        with self._lock:
+            try:
+                self.engine.release(workload.workload_id)
+            except EngineError:
+                logger.exception("workload %d cannot be let go and stays in force", workload.workload_id)
+                current = self.registry.find(workload.container_id)
+                if current is not None and current.state is State.VERIFIED:
+                    self.registry.enforce(workload.container_id, "")
+                return
+            current = self.registry.find(workload.container_id)
+            if current is not None and current.workload_id == workload.workload_id:
+                self.registry.abandon(workload.container_id, workload.workload_id)
+            self._forget(workload.workload_id)
+
+    # ---- letting go --------------------------------------------------------------------------------------------
+
+    def _poststop(self, container_id: str) -> HookAnswer:
+        end = time.monotonic() + POSTSTOP_PATIENCE_SECONDS
+        while True:
+            with self._lock:
+                answer = self._release_if_over(container_id)
+            if answer is not Release.ALIVE:
+                return HookAnswer(accepted=True, message=answer.value)
+            if time.monotonic() > end:
+                message = (
+                    "it is alive (its init or a process in its cgroup): nothing was freed; it is let go when it ends"
+                )
+                return HookAnswer(accepted=False, message=message)
+            time.sleep(0.02)
+
+    def _forget_if_over(self, container_id: str) -> None:
+        """Make room for a container whose predecessor of the same id has ended unnoticed."""
+        known = self.registry.find(container_id)
+        if known is not None and known.state is State.ENFORCED:
+            self._release_if_over(container_id)
+
+    def _release_if_over(self, container_id: str) -> Release:
+        workload = self.registry.find(container_id)
+        if workload is None or workload.identity is None or workload.state is not State.ENFORCED:
+            return self.registry.request_stop(container_id, None)
+        observation = verification.observe(workload.identity, self.machine)
+        answer = self.registry.request_stop(container_id, observation)
+        if answer is Release.GONE:
+            self.engine.release(workload.workload_id)
+            self.registry.release(container_id, workload.workload_id, observation)
+            self._forget(workload.workload_id)
+            logger.info("container %s (workload %d) is gone", container_id, workload.workload_id)
+        return answer
+
+    def _forget(self, workload_id: int) -> None:
+        record = self._known.pop(workload_id, None)
+        if record is not None:
+            self._gone[workload_id] = _subject(record)
+            while len(self._gone) > _REMEMBERED_SUBJECTS:
+                self._gone.popitem(last=False)
+            self._maker.forget(record.container_id)
+        if self._records is not None:
+            self._records.remove(workload_id)
+
+    def _reap(self) -> None:
+        while not self._stopping.wait(REAP_SECONDS):
+            with self._lock:
+                enforced = [workload.container_id for workload in self.registry if workload.state is State.ENFORCED]
+            for container_id in enforced:
+                try:
+                    with self._alone(container_id), self._lock:
+                        self._release_if_over(container_id)
+                except (EngineError, RegistryError, verification.VerificationError) as error:
+                    logger.warning("container %s cannot be let go yet: %s", container_id, error)
+
+    # ---- events ------------------------------------------------------------------------------------------------
+
+    def _follow_events(self) -> None:
+        poll = select.poll()
+        poll.register(self.engine.fileno(), select.POLLIN)
+        while not self._stopping.is_set():
+            poll.poll(500)
+            try:
+                for event in self.engine.drain():
+                    self._publish(self._maker.make(event, self._subject_of(event.workload_id)))
+            except EngineError:
+                self.event_errors += 1
+                logger.exception("an event could not be told")
+
+    def _subject_of(self, workload_id: int) -> Subject:
+        with self._lock:
+            record = self._known.get(workload_id)
+            return _subject(record) if record is not None else self._gone.get(workload_id, Subject())
+
+    def _publish(self, alert: Alert) -> None:
+        self.alerts.publish(alert)
+        if self._sink is not None:
+            self._sink.write(alert)
+
+    # ---- what is told ------------------------------------------------------------------------------------------
+
+    def workloads(self) -> list[tuple[Workload, Record | None]]:
+        """Every workload that is not gone, with what is remembered of it."""
+        with self._lock:
+            return [(workload, self._known.get(workload.workload_id)) for workload in self.registry]
+
+    def counters(self) -> dict[str, int]:
+        """Numbers for status."""
+        found = {**self.engine.statistics(), **self.alerts.statistics(), "event_errors": self.event_errors}
+        if self._sink is not None:
+            found["alert_log_lost"] = self._sink.lost
+        return found
+
+    def warnings(self) -> list[str]:
+        """What an operator should know about this machine's protection."""
+        found: list[str] = []
+        policy_set = self.policy_set
+        if self.configuration.mode == "host":
+            found.append("host mode: containers that nobody registers are not gated")
+        if policy_set is not None and len(policy_set.policies) > 1:
+            found.append(
+                "several policies are chosen by names the host sets: protection is that of the weakest of them"
+            )
+        if policy_set is not None and policy_set.default != "deny":
+            found.append(f"containers that no policy covers get the default '{policy_set.default}'")
+        if not self.configuration.helpers and self.configuration.mode == "sealed":
+            found.append("no helper is listed: the gate will not let container managers run the hook")
+        return found
+
+    def _guarded(self, name: str, work: Callable[[], None]) -> None:
+        """Run a thread's work; one that fails is logged and ends the agent's health, which the watchdog sees."""
+        try:
+            work()
+        except Exception:
+            logger.exception("the agent's %s thread failed", name)
+
+
+def _subject(record: Record) -> Subject:
+    return Subject(
+        container_id=record.container_id,
+        container_name=record.container_name,
+        namespace=record.namespace,
+        pod=record.name,
+        image=record.image,
+        labels=",".join(f"{key}={value}" for key, value in record.labels),
+        rule_set=record.rule_set,
+    )
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _read_bounded(path: Path, limit: int) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        message = f"{path} is larger than {limit} bytes, expected less"
+        raise StartError(message)
+    return data

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's gRPC service: what it tells about itself, on a Unix socket of root's. Nothing here changes anything.
+
+gRPC is loaded here and nowhere else in the agent, and with few threads: it is the largest part of the agent's memory.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+from concurrent import futures
+from typing import TYPE_CHECKING, Final
+
+import grpc
+
+from guest_agent.events.stream import TooManySubscribersError
+from hauberk import __version__
+from hauberk._wire import hauberk_v1_agent_pb2 as messages
+from hauberk._wire import hauberk_v1_agent_pb2_grpc as stubs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from guest_agent.agent import Agent
+
+_THREADS: Final = 20  # 16 alert readers may follow, and each holds one
+_POLL_SECONDS: Final = 0.5
+
+
+class AgentService(stubs.AgentServicer):
+    """Answers from the agent's state."""
+
+    def __init__(self, agent: Agent) -> None:
+        """Serve this agent."""
+        self._agent = agent
+
+    def GetStatus(  # noqa: N802 - gRPC's name
+        self, _request: messages.GetStatusRequest, _context: grpc.ServicerContext
+    ) -> messages.Status:
+        """Tell what is sealed and what this kernel offers."""
+        agent = self._agent
+        policy_set = agent.policy_set
+        probe = agent.engine.probe()
+        status = messages.Status(
+            version=__version__,
+            mode=agent.configuration.mode,
+            sealed_digest=agent.engine.sealed_digest() or "",
+            engines=[
+                messages.Engine(
+                    name=agent.engine.name, available=probe.available, reason=probe.reason, details=dict(probe.details)
+                )
+            ],
+            counters=agent.counters(),
+            workloads=len(agent.registry),
+            warnings=agent.warnings(),
+        )
+        if policy_set is not None:
+            status.bundle_name = policy_set.name
+            status.bundle_version = policy_set.version
+            status.bundle_default = policy_set.default
+            status.signed_by = policy_set.signed_by
+            status.policies.extend(policy.name for policy in policy_set.policies)
+        return status
+
+    def ListWorkloads(  # noqa: N802 - gRPC's name
+        self, _request: messages.ListWorkloadsRequest, _context: grpc.ServicerContext
+    ) -> messages.ListWorkloadsResponse:
+        """List the workloads that are not gone."""
+        found = []
+        for workload, record in self._agent.workloads():
+            identity = workload.identity
+            found.append(
+                messages.Workload(
+                    id=workload.workload_id,
+                    container_id=workload.container_id,
+                    state=workload.state.value,
+                    pid=identity.pid if identity else 0,
+                    cgroup=identity.cgroup_path if identity else "",
+                    mount_namespace=identity.mount_namespace if identity else 0,
+                    table_digest=workload.table_digest,
+                    policies=record.policies if record else (),
+                    container_name=record.container_name if record else "",
+                    namespace=record.namespace if record else "",
+                    aliases=record.aliases if record else (),
+                )
+            )
+        return messages.ListWorkloadsResponse(workloads=found)
+
+    def WatchAlerts(  # noqa: N802 - gRPC's name
+        self, request: messages.WatchAlertsRequest, context: grpc.ServicerContext
+    ) -> Iterator[messages.Alert]:
+        """Stream the alerts kept, and with follow those to come."""
+        if not request.follow:
+            for alert in self._agent.alerts.recent():
+                yield messages.Alert(**alert)
+            return
+        try:
+            recent, subscription = self._agent.alerts.subscribe()
+        except TooManySubscribersError as error:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+            return
+        try:
+            for alert in recent:
+                yield messages.Alert(**alert)
+            while context.is_active():
+                try:
+                    following = subscription.take(_POLL_SECONDS)
+                except queue.Empty:
+                    continue
+                if following is None:
+                    return
+                yield messages.Alert(**following)
+        finally:
+            subscription.close()
+
+
+def serve(agent: Agent, path: Path) -> grpc.Server:
+    """Listen on a Unix socket, mode 0600. Raises OSError when that cannot be."""
+    server = grpc.server(
+        futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="grpc"),
+        options=(("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 1 << 16)),
+        maximum_concurrent_rpcs=_THREADS,
+    )
+    stubs.add_AgentServicer_to_server(AgentService(agent), server)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    before = os.umask(0o177)
+    try:
+        if not server.add_insecure_port(f"unix:{path}"):
+            message = f"cannot listen on {path}; is its directory writable for root?"
+            raise OSError(message)
+        server.start()
+    except RuntimeError as error:
+        message = f"cannot listen on {path}: {error}"
+        raise OSError(message) from error
+    finally:
+        os.umask(before)
+    return server

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's configuration: one YAML file of the machine, read once, strictly.
+
+It lies in the measured image (sealed mode) or belongs to the machine's operator (host mode); nothing a container's
+creator can write is ever looked at. An unknown key is an error, because a misspelt restriction is none.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from guest_agent import child
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DEFAULT_PATH: Final = Path("/etc/hauberk/agent.yaml")
+MAXIMUM_BYTES: Final = 1 << 20
+_MANAGERS: Final = (
+    "/usr/bin/runc", "/usr/sbin/runc", "/usr/local/sbin/runc", "/usr/bin/crun", "/usr/local/bin/crun",
+    "/usr/bin/kata-agent", "/usr/local/bin/kata-agent", "/usr/bin/containerd-shim-runc-v2", "/usr/bin/conmon",
+)  # fmt: skip
+_HELPERS: Final = ("/usr/libexec/hauberk/hauberk-hook", "/usr/share/oci/hooks/prestart/hauberk-hook",
+                   "/usr/share/oci/hooks/poststop/hauberk-hook")  # fmt: skip
+_KERNEL_HELPERS: Final = ("/sbin/modprobe",)
+_SERVICE_CGROUPS: Final = ("/init.scope", "/system.slice", "/user.slice")
+_KEYS: Final[dict[str, str]] = {
+    "mode": "mode",
+    "trustRoot": "trust_root",
+    "bundle": "bundle",
+    "bundleSignature": "bundle_signature",
+    "hookSocket": "hook_socket",
+    "agentSocket": "agent_socket",
+    "stateDirectory": "state_directory",
+    "managers": "managers",
+    "helpers": "helpers",
+    "kernelHelpers": "kernel_helpers",
+    "serviceCgroups": "service_cgroups",
+    "alertLog": "alert_log",
+    "tableRegions": "table_regions",
+}
+_LISTS: Final = frozenset({"managers", "helpers", "kernel_helpers", "service_cgroups"})
+_MAXIMUM_REGIONS: Final = 64
+
+
+class ConfigurationError(Exception):
+    """The configuration cannot be used. The message names file and key, what was found and what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """The agent's configuration. Paths of lists that were not given are those of the defaults that exist."""
+
+    mode: Literal["sealed", "host"]
+    trust_root: Path = Path("/etc/hauberk/trust-root.json")
+    bundle: Path = Path("/etc/hauberk/bundle.json")
+    bundle_signature: Path = Path("/etc/hauberk/bundle.json.sig")
+    hook_socket: Path = Path("/run/hauberk/hook.sock")
+    agent_socket: Path = Path("/run/hauberk/agent.sock")
+    state_directory: Path = Path("/run/hauberk/workloads")
+    managers: tuple[str, ...] = ()
+    helpers: tuple[str, ...] = ()
+    kernel_helpers: tuple[str, ...] = ()
+    service_cgroups: tuple[str, ...] = _SERVICE_CGROUPS
+    alert_log: Path | None = None
+    table_regions: int = 4  # of 4 MiB kernel memory each
+
+
+def load(path: Path = DEFAULT_PATH) -> Configuration:
+    """Read the configuration file. Raises ConfigurationError."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAXIMUM_BYTES + 1)
+    except OSError as error:
+        message = f"{path} cannot be read ({error.strerror}); write one (docs/agent.md) or name it with --configuration"
+        raise ConfigurationError(message) from error
+    if len(data) > MAXIMUM_BYTES:
+        message = f"{path} is larger than {MAXIMUM_BYTES} bytes, expected a short list of settings"
+        raise ConfigurationError(message)
+    try:
+        answer = child.ask("configuration", {"text": data.decode(), "file": str(path)})
+    except (child.ChildError, UnicodeDecodeError) as error:
+        message = f"{path}: {error}"
+        raise ConfigurationError(message) from error
+    value = answer.get("value")
+    if not isinstance(value, dict):
+        message = f"{path} holds no mapping of settings, expected at least 'mode: sealed' or 'mode: host'"
+        raise ConfigurationError(message)
+    return parse(value, str(path))
+
+
+def parse(value: Mapping[str, object], file: str) -> Configuration:
+    """Check the settings. Raises ConfigurationError."""
+    settings: dict[str, object] = {}
+    for key, found in value.items():
+        name = _KEYS.get(key)
+        if name is None:
+            near = difflib.get_close_matches(str(key), _KEYS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_KEYS)}"
+            message = f"{file}: unknown setting {key!r}; {hint}"
+            raise ConfigurationError(message)
+        settings[name] = _setting(name, key, found, file)
+    if settings.get("mode") not in ("sealed", "host"):
+        message = (
+            f"{file}: mode: found {settings.get('mode')!r}, expected sealed or host; say which, there is no default"
+        )
+        raise ConfigurationError(message)
+    for name, defaults in (("managers", _MANAGERS), ("helpers", _HELPERS), ("kernel_helpers", _KERNEL_HELPERS)):
+        settings.setdefault(name, tuple(entry for entry in defaults if Path(entry).is_file()))
+    return Configuration(**settings)  # type: ignore[arg-type] # checked one by one above
+
+
+def _setting(name: str, key: str, found: object, file: str) -> object:
+    if name in _LISTS:
+        if not isinstance(found, list) or not all(isinstance(entry, str) and entry.startswith("/") for entry in found):
+            message = f"{file}: {key}: found {found!r}, expected a list of absolute paths"
+            raise ConfigurationError(message)
+        return tuple(found)
+    if name == "table_regions":
+        if not isinstance(found, int) or isinstance(found, bool) or not 0 < found <= _MAXIMUM_REGIONS:
+            message = (
+                f"{file}: {key}: found {found!r}, expected an integer from 1 to {_MAXIMUM_REGIONS} (units of 4 MiB)"
+            )
+            raise ConfigurationError(message)
+        return found
+    if name == "mode":
+        return found
+    if not isinstance(found, str) or not found.startswith("/"):
+        message = f"{file}: {key}: found {found!r}, expected an absolute path"
+        raise ConfigurationError(message)
+    return Path(found)
+
+
+assert set(_KEYS.values()) == {entry.name for entry in fields(Configuration)}  # noqa: S101 - a slip of ours, not input

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: T201 - a command line prints
+"""``hauberk agent``, ``status``, ``workloads`` and ``alerts``: run the agent, and ask a running one.
+
+gRPC is imported when a question is asked, the agent when it is run; the command's start-up pays for neither. Alerts
+come with KubeArmor's field names, one JSON object a line with ``--json``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator
+
+    _Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - it has no public name
+
+DONE, NO, USAGE, ENVIRONMENT = 0, 1, 2, 3
+_SOCKET = Path("/run/hauberk/agent.sock")
+_CONFIGURATION = Path("/etc/hauberk/agent.yaml")
+_DEADLINE_SECONDS = 10.0
+
+
+def register(subparsers: _Subparsers) -> None:
+    """Add the commands to the parser of ``hauberk``."""
+    group = subparsers.add_parser("agent", help="run the agent, or see what this kernel offers it")
+    commands = group.add_subparsers(title="commands", dest="agent_command", required=True)
+    run = commands.add_parser("run", help="verify the bundle, seal, enforce; as root")
+    run.add_argument("--configuration", type=Path, default=_CONFIGURATION, help=f"default {_CONFIGURATION}")
+    run.set_defaults(run=_run)
+    probe = commands.add_parser("probe", help="show which engines this kernel offers; changes nothing")
+    probe.add_argument("--json", action="store_true", help="for scripts")
+    probe.set_defaults(run=_probe)
+    for name, text, action in (
+        ("status", "show what the agent enforces", _status),
+        ("workloads", "list the workloads the agent knows", _workloads),
+        ("alerts", "show what was refused and audited", _alerts),
+    ):
+        command = subparsers.add_parser(name, help=text)
+        command.add_argument("--socket", type=Path, default=_SOCKET, help=f"default {_SOCKET}")
+        command.add_argument("--json", action="store_true", help="for scripts")
+        if name == "alerts":
+            command.add_argument("--follow", action="store_true", help="go on with those to come")
+        command.set_defaults(run=_asking(action))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    try:
+        main = importlib.import_module("guest_agent.main")
+    except ImportError as error:
+        print(f"hauberk: the agent is not installed ({error}); install hauberk[agent]", file=sys.stderr)
+        return ENVIRONMENT
+    return int(main.run(arguments.configuration))
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    try:
+        main = importlib.import_module("guest_agent.main")
+    except ImportError as error:
+        print(f"hauberk: the agent is not installed ({error}); install hauberk[agent]", file=sys.stderr)
+        return ENVIRONMENT
+    found = main.probe()
+    if arguments.json:
+        engines = {
+            name: {"available": probe.available, "reason": probe.reason, "details": dict(probe.details)}
+            for name, probe in found.items()
+        }
+        print(json.dumps(engines, indent=1, sort_keys=True))
+    else:
+        for name, probe in found.items():
+            print(f"{name}: {'available' if probe.available else 'not available'}: {probe.reason}")
+    return DONE if any(probe.available for probe in found.values()) else ENVIRONMENT
+
+
+def _asking(action: Callable[[Any, argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """Turn an action on a stub into a command."""
+
+    def command(arguments: argparse.Namespace) -> int:
+        try:
+            grpc = importlib.import_module("grpc")
+            stubs = importlib.import_module("hauberk._wire.hauberk_v1_agent_pb2_grpc")
+        except ImportError as error:
+            print(f"hauberk: {error}; install hauberk[agent]", file=sys.stderr)
+            return ENVIRONMENT
+        if not arguments.socket.exists():
+            print(f"hauberk: no agent at {arguments.socket}; is hauberk-agent.service running?", file=sys.stderr)
+            return ENVIRONMENT
+        with grpc.insecure_channel(f"unix:{arguments.socket}") as channel:
+            try:
+                return action(stubs.AgentStub(channel), arguments)
+            except grpc.RpcError as error:
+                print(
+                    f"hauberk: no answer from the agent at {arguments.socket} ({error.code().name}: {error.details()});"
+                    " run as root, and look at its log",
+                    file=sys.stderr,
+                )
+                return ENVIRONMENT
+
+    return command
+
+
+def _messages() -> Any:  # noqa: ANN401 - a module that is generated
+    return importlib.import_module("hauberk._wire.hauberk_v1_agent_pb2")
+
+
+def _plain(message: Any) -> dict[str, Any]:  # noqa: ANN401 - any protobuf message
+    converter = importlib.import_module("google.protobuf.json_format")
+    found: dict[str, Any] = converter.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return found
+
+
+def _status(stub: Any, arguments: argparse.Namespace) -> int:  # noqa: ANN401 - a generated stub
+    status = stub.GetStatus(_messages().GetStatusRequest(), timeout=_DEADLINE_SECONDS)
+    if arguments.json:
+        print(json.dumps(_plain(status), sort_keys=True))
+        return DONE
+    print(f"mode       {status.mode}")
+    print(f"bundle     {status.bundle_name} version {status.bundle_version}, default {status.bundle_default}")
+    print(f"           {status.sealed_digest}, signed by {status.signed_by}")
+    print(f"policies   {', '.join(status.policies)}")
+    for engine in status.engines:
+        print(f"engine     {engine.name}: {engine.reason}")
+    print(f"workloads  {status.workloads}")
+    print("counters   " + ", ".join(f"{name} {value}" for name, value in sorted(status.counters.items())))
+    for warning in status.warnings:
+        print(f"warning    {warning}")
+    return DONE
+
+
+def _workloads(stub: Any, arguments: argparse.Namespace) -> int:  # noqa: ANN401 - a generated stub
+    answer = stub.ListWorkloads(_messages().ListWorkloadsRequest(), timeout=_DEADLINE_SECONDS)
+    if arguments.json:
+        print(json.dumps([_plain(workload) for workload in answer.workloads], sort_keys=True))
+        return DONE
+    for workload in answer.workloads:
+        policies = ", ".join(workload.policies) or "(bundle's default)"
+        print(f"{workload.id:>5}  {workload.state:<9} {workload.container_id:<32} {workload.cgroup:<32} {policies}")
+    return DONE
+
+
+def _alerts(stub: Any, arguments: argparse.Namespace) -> int:  # noqa: ANN401 - a generated stub
+    request = _messages().WatchAlertsRequest(follow=arguments.follow)
+    timeout = None if arguments.follow else _DEADLINE_SECONDS
+    for alert in _lines(stub.WatchAlerts(request, timeout=timeout), as_json=arguments.json):
+        print(alert, flush=arguments.follow)
+    return DONE
+
+
+def _lines(alerts: Any, *, as_json: bool) -> Iterator[str]:  # noqa: ANN401 - a generated stream
+    for alert in alerts:
+        plain = _plain(alert)
+        # protobuf's JSON writes 64-bit numbers as text; KubeArmor's readers want numbers
+        plain |= {name: int(plain[name]) for name in ("Timestamp", "UID")}
+        if as_json:
+            yield json.dumps(plain)
+        else:
+            where = plain["ContainerName"] or plain["ContainerID"] or "(no workload)"
+            what = plain["Resource"] or plain["Data"]
+            yield (
+                f"{plain['UpdatedTime']} {plain['Action']:<5} {plain['Operation']:<7} {what}"
+                f" by {plain['ProcessName'] or '?'} in {where}: {plain['PolicyName']} {plain['Rule']}"
+            )
