@@ -69,9 +69,9 @@ def run(laboratory: Laboratory, case: Case, outcome: Outcome | None = None) -> t
     laboratory.repair()
     oracle = Oracle(case, laboratory.root, laboratory.policies)
     baselines = _baselines(laboratory, oracle, case, outcome)
+    laboratory.repair()
     oracle.prepare(baselines)
     planned = _plan(oracle, baselines, outcome)
-    laboratory.repair()
     laboratory.register(oracle)
     try:
         for (source, user), batch in _batches(planned):
@@ -86,13 +86,11 @@ def _baselines(
 ) -> list[tuple[Question, str]]:
     """Ask without policy; give the questions that nothing but a policy could refuse, with their answers."""
     found: list[tuple[Question, str]] = []
-    users = list(dict.fromkeys(question.user for question in case.questions))
     kept = list(_undoable(oracle, case.questions, outcome))
-    for user in users:
-        questions = [question for question in kept if question.user == user]
-        if not questions:
-            continue
-        batch = laboratory.ask(questions[0].source, user, questions)
+    for source, user in dict.fromkeys((question.source, question.user) for question in kept):
+        # each prober for itself: nobody writes to a program that runs
+        questions = [question for question in kept if (question.source, question.user) == (source, user)]
+        batch = laboratory.ask(source, user, questions)
         assert batch is not None
         assert not batch.events, f"events without a policy: {batch.events}"
         for question, answer in zip(questions, batch.answers, strict=True):

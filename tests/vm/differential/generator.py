@@ -86,7 +86,7 @@ def _respell(random: random.Random, path: bytes) -> bytes:
         detours |= {tree + b"/app/prod": tree + b"/link", tree + b"/app/data": tree + b"/own/up",
                     tree + b"/pub": tree + b"/pub/loop/back"}  # fmt: skip
     for directory, link in detours.items():
-        if path.startswith(directory + b"/") and random.random() < 0.3:  # noqa: PLR2004 - a share
+        if path.startswith(directory + b"/") and random.random() < 0.3:
             return link + path[len(directory) :]
     return path
 
@@ -123,7 +123,7 @@ class Generator:
     def _document(self, number: int) -> Document:
         sections = self.random.choice((("file",), ("process",), ("process", "file"), ("process", "file"), ("file",)))
         spec: dict[str, Any] = {"selector": {"matchLabels": {"kubearmor.io/container.name": ".*"}}}
-        if self.random.random() < 0.5:  # noqa: PLR2004 - a share
+        if self.random.random() < 0.5:
             spec["action"] = self._action()
         for section in sections:
             spec[section] = self._section(section)
@@ -139,19 +139,19 @@ class Generator:
 
     def _section(self, section: str) -> dict[str, Any]:
         result: dict[str, Any] = {}
-        if self.random.random() < 0.3:  # noqa: PLR2004 - a share
+        if self.random.random() < 0.3:
             result["action"] = self._action()
         for _ in range(self.random.choice((1, 2, 3, 4, 5))):
             name, rule = self.random.choice((self._path, self._path, self._directory, self._directory, self._pattern))(
                 section
             )
-            if self.random.random() < 0.5:  # noqa: PLR2004 - a share
+            if self.random.random() < 0.5:
                 rule["action"] = self._action()
-            if self.random.random() < 0.2:  # noqa: PLR2004 - a share
+            if self.random.random() < 0.2:
                 rule["ownerOnly"] = True
-            if section == "file" and self.random.random() < 0.2:  # noqa: PLR2004 - a share
+            if section == "file" and self.random.random() < 0.2:
                 rule["readOnly"] = True
-            if name != "matchPatterns" and self.random.random() < 0.35:  # noqa: PLR2004 - a share
+            if name != "matchPatterns" and self.random.random() < 0.35:
                 sources = self.random.sample(_WRITTEN_SOURCES, self.random.choice((1, 1, 2)))
                 rule["fromSource"] = [{"path": source} for source in sources]
             result.setdefault(name, []).append(rule)
@@ -159,7 +159,7 @@ class Generator:
 
     def _some_path(self) -> str:
         """Give a path that exists, or could; as the kernel sees it or through a link."""
-        if self.random.random() < 0.15:  # noqa: PLR2004 - a share
+        if self.random.random() < 0.15:
             directory = self.random.choice(_TREE_DIRECTORIES).decode()
             return f"{directory}/{self.random.choice(_NEW)}"
         return self.random.choice(_NAMED)
@@ -173,18 +173,18 @@ class Generator:
 
     def _path(self, section: str) -> tuple[str, dict[str, Any]]:
         path = self._literal_path()
-        if section == "process" and self.random.random() < 0.25:  # noqa: PLR2004 - a share
+        if section == "process" and self.random.random() < 0.25:
             return "matchPaths", {"execname": path.rsplit("/", 1)[1]}
         return "matchPaths", {"path": path}
 
     def _directory(self, _: str) -> tuple[str, dict[str, Any]]:
-        if self.random.random() < 0.05:  # noqa: PLR2004 - a share
+        if self.random.random() < 0.05:
             rule: dict[str, Any] = {"dir": "/"}
         else:
             path = to_text(_respell(self.random, self.random.choice((*_TREE_DIRECTORIES, *_DIRECTORIES))))
             self.named.append(path)
             rule = {"dir": path + "/"}
-        if self.random.random() < 0.6:  # noqa: PLR2004 - a share
+        if self.random.random() < 0.6:
             rule["recursive"] = True
         return "matchDirectories", rule
 
@@ -192,17 +192,17 @@ class Generator:
         path = self._some_path()
         self.named.append(path)
         components = path[1:].split("/")
-        bent = [self._bent(component) if self.random.random() < 0.5 else _escaped(component)  # noqa: PLR2004 - a share
+        bent = [self._bent(component) if self.random.random() < 0.5 else _escaped(component)
                 for component in components]  # fmt: skip
         cut = self.random.randrange(len(bent) + 1)
         form = self.random.random()
-        if form < 0.25:  # noqa: PLR2004 - shares
+        if form < 0.25:
             bent = [*bent[:cut], "**"]
-        elif form < 0.35:  # noqa: PLR2004
+        elif form < 0.35:
             bent = [*bent[:cut], "**", *bent[cut:]]
-        elif form < 0.45:  # noqa: PLR2004
+        elif form < 0.45:
             return "matchPatterns", {"pattern": "**/" + bent[-1]}
-        elif form < 0.55 and cut:  # noqa: PLR2004
+        elif form < 0.55 and cut:
             bent = ["{" + "/".join(bent[:cut]) + ",other/" + bent[0] + "}", *bent[cut:]]
         return "matchPatterns", {"pattern": "/" + "/".join(bent)}
 
@@ -213,7 +213,8 @@ class Generator:
         plain = character.isascii() and character.isalnum()
         single = "?" * len(character.encode())
         choices = ["*", before + "*", "*" + _escaped(name[place:]), before + single + after, before + "*" + after,
-                   f"{{{_escaped(name)},{self.random.choice(('x', 'other', '*.so'))}}}", f"{before}{{,zz,{single}}}{after}",
+                   f"{{{_escaped(name)},{self.random.choice(('x', 'other', '*.so'))}}}",
+                   f"{before}{{,zz,{single}}}{after}",
                    f"{before}**{after}", f"{before}?{after}"]  # fmt: skip
         if plain:
             choices += [f"{before}[{character}z]{after}", f"{before}[a-m0-4]{after}", f"{before}[^{character}]{after}",
@@ -228,18 +229,19 @@ class Generator:
         operation = self.random.choices(operations, weights)[0]
         other = b""
         if operation in FOLLOWING:
-            path = self._existing("opendir" == operation)
+            path = self._existing(operation == "opendir")
         elif operation in MAKING:
             path = self._new()
         elif operation == "rmdir":
             tree = self.random.choice(TREES)
             path = tree + (b"/own/hollow" if user else b"/app/empty")
+        elif operation == "unlink":
+            path = self._removable(user)
         else:
-            path = self._within(directories=operation in ("rename", "exchange"))
-            if operation != "unlink":
-                tree = path[: len(TREES[0])] if path.startswith(TREES) else None
-                other = self._new(tree) if operation != "exchange" else self._within(tree, directories=True)
-                other = _respell_inside(self.random, other)
+            path = self._within(self.random.choice(TREES), directories=operation != "link")
+            tree = path[: len(TREES[0])]
+            other = self._new(tree) if operation != "exchange" else self._within(tree, directories=True)
+            other = _respell(self.random, other)
         return Question(operation, _respell(self.random, path), other, source, user)
 
     def _rule_paths(self, kinds: tuple[str, ...]) -> list[bytes]:
@@ -248,9 +250,9 @@ class Generator:
     def _existing(self, directory: bool) -> bytes:  # noqa: FBT001 - one of two kinds
         kinds = ("directory",) if directory else ("file", "program", "script")
         named = self._rule_paths(kinds)
-        if named and self.random.random() < 0.4:  # noqa: PLR2004 - a share
+        if named and self.random.random() < 0.4:
             return self.random.choice(named)
-        if not directory and (below := self._below_rules()) and self.random.random() < 0.4:  # noqa: PLR2004 - a share
+        if not directory and (below := self._below_rules()) and self.random.random() < 0.4:
             return self.random.choice(below)
         return self.random.choice([path for path, entry in ENTRIES.items() if entry.kind in kinds] + _FILE_LINKS)
 
@@ -268,28 +270,32 @@ class Generator:
             and path not in ENTRIES
             and path.rsplit(b"/", 1)[0] in _TREE_DIRECTORIES
         ]
-        if wanted and self.random.random() < 0.3:  # noqa: PLR2004 - a share
+        if wanted and self.random.random() < 0.3:
             return self.random.choice(wanted)
         near = [directory for directory in self._rule_paths(("directory",)) if directory.startswith(tree)]
-        if not near or self.random.random() < 0.5:  # noqa: PLR2004 - a share
+        if not near or self.random.random() < 0.5:
             near = [directory for directory in _TREE_DIRECTORIES if directory.startswith(tree)]
         return self.random.choice(near) + b"/" + self.random.choice(_NEW).encode()
 
-    def _within(self, tree: bytes | None = None, *, directories: bool) -> bytes:
+    def _removable(self, user: int) -> bytes:
+        """Give a file that the prober can make again as it was."""
+        files = [
+            path
+            for path, entry in ENTRIES.items()
+            if path.startswith(TREES) and entry.kind == "file" and user in (0, entry.owner)
+        ]
+        named = [path for path in (*self._rule_paths(("file",)), *self._below_rules()) if path in files]
+        return self.random.choice(named if named and self.random.random() < 0.5 else files)
+
+    def _within(self, tree: bytes, *, directories: bool) -> bytes:
         """Give something in a tree that may be taken away: a file, a link, or a directory."""
-        kinds = ("file", "link", "directory") if directories and self.random.random() < 0.5 else ("file", "link")  # noqa: PLR2004
-        if tree is None:
-            tree = self.random.choice(TREES)
+        kinds = ("file", "link", "directory") if directories and self.random.random() < 0.5 else ("file", "link")
         named = [path for path in (*self._rule_paths(kinds), *self._below_rules()) if path.startswith(tree + b"/")]
-        if named and self.random.random() < 0.5:  # noqa: PLR2004 - a share
+        if named and self.random.random() < 0.5:
             return self.random.choice(named)
         return self.random.choice(
             [path for path, entry in ENTRIES.items() if path.startswith(tree + b"/") and entry.kind in kinds]
         )
-
-
-def _respell_inside(random: random.Random, path: bytes) -> bytes:
-    return _respell(random, path)
 
 
 def _allows(document: Document) -> bool:

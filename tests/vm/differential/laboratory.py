@@ -169,7 +169,7 @@ class Laboratory:
                 capture_output=True,
                 check=False,
                 timeout=_LIMIT,
-                preexec_fn=self._enter,  # noqa: PLW1509 - this process has no other threads
+                preexec_fn=self._enter,
                 env={},
             )
         except PermissionError:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 DENIED: Final = str(errno.EACCES)
 FOREIGN: Final = str(errno.EXDEV)
+INTERPRETER: Final = b"/bin/sh"
 NOT_EXECUTABLE: Final = str(errno.ENOEXEC)
 _READ = (Operation.READ,)
 _WRITE = (Operation.WRITE,)
@@ -133,7 +134,7 @@ class Oracle:
         with RootResolver(root) as resolver:
             self.rule_set: RuleSet = expand(written, resolver.resolve)
             spelled = {path for question in case.questions for path in (question.path, question.other) if path}
-            spelled.add(b"/bin/sh")
+            spelled.add(INTERPRETER)
             parents = {path.rpartition(b"/")[0] or b"/" for path in spelled}
             self._forms = {path: tuple(map(to_bytes, resolver.resolve(to_text(path)))) for path in spelled | parents}
         self.table: Table = compile_table(self.rule_set)
@@ -163,44 +164,41 @@ class Oracle:
     def steps(self, question: Question, baseline: str) -> tuple[Step | Naming, ...]:
         """Give the hooks in the order in which they run when nothing is refused."""
         operation, path, other, _, user = question
-        if operation == "stat":
-            return ()
         if operation in ("creat", "creat-read", "mkdir", "mknod", "symlink"):
             return self._making(operation, path)
         if operation in ("unlink", "rmdir"):
             return self._removing(operation, path, user)
         if operation in ("link", "rename", "exchange"):
             return self._naming(operation, path, other, user, baseline)
+        return self._following(operation, path, user)
+
+    def _following(self, operation: str, path: bytes, user: int) -> tuple[Step, ...]:
         place = self.place(path, follow=True)
         owner = self._owns(place, user)
 
         def step(operations: tuple[Operation, ...], detail: str, *, maybe: bool = False) -> Step:
             return Step(operations, path, owner, detail, follow=True, maybe=maybe)
 
+        if operation in ("exec", "execveat"):
+            execute = step((Operation.EXECUTE,), "exec")
+            entry = ENTRIES.get(place)
+            if entry is None or entry.kind != "script":
+                return (execute,)
+            interpreter = self._owns(self.place(INTERPRETER, follow=True), user)
+            return (execute, Step((Operation.EXECUTE,), INTERPRETER, interpreter, "exec", follow=True))
         if operation in _OPENS:
             opened = step(_OPENS[operation], "open")
             return (opened, step(_WRITE, "truncate", maybe=True)) if "trunc" in operation else (opened,)
-        match operation:
-            case "truncate":
-                return (step(_WRITE, "truncate"),)
-            case "ftruncate":
-                return (step(_WRITE, "open"), step(_WRITE, "truncate", maybe=True))
-            case "chmod" | "chown":
-                return (step(_WRITE, operation),)
-            case "fchmod":
-                return (step(_READ, "open"), step(_WRITE, "chmod"))
-            case "map-exec" | "mprotect-exec":
-                return (step(_READ, "open"), step((Operation.MAP,), "mmap" if operation == "map-exec" else "mprotect"))
-            case "exec" | "execveat":
-                execute = step((Operation.EXECUTE,), "exec")
-                entry = ENTRIES.get(place)
-                if entry is None or entry.kind != "script":
-                    return (execute,)
-                shell = b"/bin/sh"
-                interpreter = self._owns(self.place(shell, follow=True), user)
-                return (execute, Step((Operation.EXECUTE,), shell, interpreter, "exec", follow=True))
-        message = f"no steps are known for {operation}"
-        raise AssertionError(message)
+        return {
+            "stat": (),
+            "truncate": (step(_WRITE, "truncate"),),
+            "ftruncate": (step(_WRITE, "open"), step(_WRITE, "truncate", maybe=True)),
+            "chmod": (step(_WRITE, "chmod"),),
+            "chown": (step(_WRITE, "chown"),),
+            "fchmod": (step(_READ, "open"), step(_WRITE, "chmod")),
+            "map-exec": (step(_READ, "open"), step((Operation.MAP,), "mmap")),
+            "mprotect-exec": (step(_READ, "open"), step((Operation.MAP,), "mprotect")),
+        }[operation]
 
     def _making(self, operation: str, path: bytes) -> tuple[Step, ...]:
         def step(operations: tuple[Operation, ...], detail: str) -> Step:
@@ -225,10 +223,8 @@ class Oracle:
         if operation == "rmdir":
             return (removal, Step(_WRITE, path, owner=True, detail="mkdir", refusal=refusal),
                     Step(_WRITE, path, owner=True, detail="chmod", refusal=refusal))  # fmt: skip
-        again = [Step(_WRITE, path, owner=True, detail=detail, refusal=refusal) for detail in ("create", "open", "chmod")]
-        if not owner:
-            again.append(Step(_WRITE, path, owner=True, detail="chown", refusal=refusal))
-        return (removal, *again)
+        details = ("create", "open", "chmod", *(() if owner else ("chown",)))
+        return (removal, *(Step(_WRITE, path, owner=True, detail=detail, refusal=refusal) for detail in details))
 
     def _naming(
         self, operation: str, path: bytes, other: bytes, user: int, baseline: str
@@ -286,7 +282,8 @@ class Oracle:
 
     def _of_link(self, subject: Subject) -> Verdict:
         """Answer for a link itself: the command line always asks for where it leads."""
-        return self.decide(self.place(to_bytes(subject.path), follow=False), subject.operation, subject.source, owner=subject.owner)
+        place = self.place(to_bytes(subject.path), follow=False)
+        return self.decide(place, subject.operation, subject.source, owner=subject.owner)
 
     def arguments(self) -> list[str]:
         """Give the command line that asks, without ``hauberk`` and without the question."""
@@ -356,17 +353,16 @@ class Oracle:
         for step in self.steps(question, baseline):
             if isinstance(step, Naming):
                 verdict = self._naming_verdict(step, question.source)
-                told = ("write", step.detail, to_text(step.old), to_text(step.new), question.source, None)
+                told = Alert("", "write", step.detail, to_text(step.old), to_text(step.new), question.source, None)
             else:
                 answers = [(self._answers[subject], one) for one, subject in self._subjects(question, step)]
                 verdict = max(answer for answer, _ in answers)
                 first = next(one for answer, one in answers if answer is verdict)
                 place = to_text(self.place(step.path, follow=step.follow))
-                told = (first.value, step.detail, place, "", question.source, step.owner)
+                told = Alert("", first.value, step.detail, place, "", question.source, step.owner, step.maybe)
             decisions.append(verdict)
             if verdict is not Verdict.ALLOW:
-                maybe = isinstance(step, Step) and step.maybe
-                alerts.append(Alert("deny" if verdict is Verdict.DENY else "audit", *told, maybe=maybe))
+                alerts.append(told._replace(verdict="deny" if verdict is Verdict.DENY else "audit"))
             if verdict is Verdict.DENY:
                 return Expectation(step.refusal, tuple(alerts), tuple(decisions))
         return Expectation(baseline, tuple(alerts), tuple(decisions))
