@@ -21,7 +21,7 @@ def _show(output: bytes) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201 - a demonstration talks
+    print(text, flush=True)
 
 
 def main() -> int:
