@@ -139,6 +139,7 @@ struct bpf_map {
 #define FLAG_TRUNC 01000u       /* O_TRUNC */
 #define PROTECT_EXEC 0x4ul
 #define EXCHANGE 2u /* RENAME_EXCHANGE */
+#define MOVE 8192ul /* MS_MOVE */
 #define INODE_TYPE 0170000
 #define INODE_FIFO 0010000
 #define INODE_CHARACTER 0020000
@@ -146,6 +147,7 @@ struct bpf_map {
 #define INODE_BLOCK 0060000
 
 extern const void rename_lock __ksym;
+extern const void init_task __ksym;
 
 /* ---- maps ---- */
 struct mark {
@@ -338,6 +340,14 @@ static __always_inline void count(__u32 which)
 static __always_inline struct task_struct *self(void)
 {
 	return (struct task_struct *)bpf_get_current_task_btf();
+}
+
+/* Whether the current task is in the mount namespace of the guest itself, where the pins' mounts are. */
+static __always_inline int in_first_namespace(void)
+{
+	struct task_struct *task = self(), *first = (struct task_struct *)&init_task;
+
+	return BPF_CORE_READ(task, nsproxy, mnt_ns) == BPF_CORE_READ(first, nsproxy, mnt_ns);
 }
 
 static __always_inline struct mark *mark_of(struct task_struct *task)
@@ -1156,6 +1166,9 @@ static __always_inline int gate_exec(struct mark *mark, struct pending *pending,
 	if (!g || !pending)
 		return -EPERM;
 	kind = executable_kind(inode);
+	/* elsewhere the name of a helper's interpreter stands for whatever was mounted there */
+	if (g->mode == GATE_SEALED && mark && mark->kind == MARK_MANAGER && !in_first_namespace())
+		kind &= ~EXECUTABLE_HELPER;
 	measured = device == g->root_device;
 	if (g->mode == GATE_SEALED) {
 		if (mark && mark->kind == MARK_MANAGER) {
@@ -1733,9 +1746,10 @@ static __always_inline int holds_pins(const struct vfsmount *mnt)
 }
 
 SEC("lsm/sb_mount")
-int BPF_PROG(check_mount, const char *device, const struct path *path)
+int BPF_PROG(check_mount, const char *device, const struct path *path, const char *type, unsigned long flags)
 {
-	if (sealed() && holds_pins(path->mnt))
+	/* of a mount that is moved this hook is not told; in other namespaces it is not the one that keeps the pins */
+	if (sealed() && (holds_pins(path->mnt) || ((flags & MOVE) && in_first_namespace())))
 		return refuse(mark_of(self()), EVENT_PIN, DETAIL_MOUNT);
 	return refuse_if_path_rules(EVENT_MOUNT, DETAIL_MOUNT);
 }
