@@ -133,7 +133,6 @@ struct bpf_map {
 #define SB_KERNMOUNT (1ul << 22)
 #define MODE_WRITE 0x2u         /* FMODE_WRITE */
 #define MODE_READ 0x1u          /* FMODE_READ */
-#define MODE_BACKING (1u << 25) /* FMODE_BACKING */
 #define MODE_INTERNAL (1u << 29) /* FMODE_NOACCOUNT: opened by the kernel for itself, overlayfs above all */
 #define FLAG_EXEC 0x20u         /* __FMODE_EXEC in f_flags: never settable from user space */
 #define FLAG_TRUNC 01000u       /* O_TRUNC */
@@ -1309,6 +1308,13 @@ int BPF_PROG(inherit, struct task_struct *child, unsigned long clone_flags)
 }
 
 /* ---- executable mappings ---- */
+static __always_inline int on_private_mount(struct file *file)
+{
+	struct mount *mount = mount_of(BPF_CORE_READ(file, f_path.mnt));
+
+	return (__s64)BPF_CORE_READ(mount, mnt_ns) == -EINVAL; /* MNT_NS_INTERNAL, see locate() */
+}
+
 static __always_inline int map_executable(struct file *file, __u32 detail)
 {
 	struct mark *mark = mark_of(self());
@@ -1336,7 +1342,8 @@ static __always_inline int map_executable(struct file *file, __u32 detail)
 		return 0;
 	question.where.mnt = (__u64)BPF_CORE_READ(file, f_path.mnt);
 	question.where.dentry = (__u64)BPF_CORE_READ(file, f_path.dentry);
-	if (bpf_core_type_exists(struct backing_file) && (BPF_CORE_READ(file, f_mode) & MODE_BACKING)) {
+	/* Not by FMODE_BACKING, whose bit differs between 6.12 releases: only a backing file stands on a layer's private mount. */
+	if (bpf_core_type_exists(struct backing_file) && on_private_mount(file)) {
 		struct backing_file *backing = (struct backing_file *)file;
 
 		question.where.mnt = (__u64)BPF_CORE_READ(backing, user_path.mnt);
