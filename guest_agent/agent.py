@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from guest_agent.api.hook_socket import Peer
     from guest_agent.configuration import Configuration
-    from guest_agent.engines.port import Engine
+    from guest_agent.engines.port import Engine, KernelEvent
     from hauberk.policy.rules import RuleSet
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ LARGE_RULE_SET: Final = 400
 _CACHED_TABLES: Final = 32
 _CACHED_TABLE_BYTES: Final = 8 << 20
 _REMEMBERED_SUBJECTS: Final = 256
+_RESERVED_IDS: Final = 256
+"""So many workload ids are reserved on disk at a time: an agent that is killed skips the rest of them."""
 _MAXIMUM_BUNDLE_BYTES: Final = 8 << 20
 _MAXIMUM_SMALL_BYTES: Final = 1 << 20
 
@@ -117,6 +119,7 @@ class Agent:
         self.alerts = AlertStream()
         self.event_errors = 0
         self._records: RecordStore | None = None
+        self._reserved_below = 0
         self._known: dict[int, Record] = {}
         self._gone: OrderedDict[int, Subject] = OrderedDict()
         self._maker = AlertMaker(Path("/proc/sys/kernel/hostname").read_text(encoding="utf-8").strip(), engine.name)
@@ -138,6 +141,7 @@ class Agent:
             self.engine.seal(policy_set.digest, self.gate_settings())
             self.policy_set = policy_set
             self._records = RecordStore(configuration.state_directory)
+            self.registry = Registry(_first_workload_id(self._records, sealed_before=sealed is not None))
             self._take_up(self._records)
             if configuration.alert_log is not None:
                 self._sink = FileSink(configuration.alert_log)
@@ -277,6 +281,15 @@ class Agent:
             raise RegistryError(message)
         with self._lock:
             self._forget_if_over(announced.id)
+            known = self.registry.find(announced.id)
+        if known is not None and self._is_that(known, announced):
+            logger.info("container %s is announced again and enforced already", announced.id)
+            return
+        with self._lock:
+            if self.registry.next_workload_id >= self._reserved_below:
+                below = self.registry.next_workload_id + _RESERVED_IDS
+                records.reserve(below)
+                self._reserved_below = below
             workload = self.registry.announce(announced.id)
         try:
             record = self._enforce(workload, announced, policy_set, records)
@@ -287,6 +300,15 @@ class Agent:
             "container %s enforced as workload %d by %s in %.1f ms", workload.container_id, workload.workload_id,
             ", ".join(record.policies) or f"the default {policy_set.default}", (time.monotonic() - started) * 1000,
         )  # fmt: skip
+
+    def _is_that(self, known: Workload, announced: oci_state.OciState) -> bool:
+        """Whether a container announced again is the very one in force: kata-agent may run a hook twice."""
+        if known.state is not State.ENFORCED or known.identity is None or not known.table_digest:
+            return False
+        if announced.pid != known.identity.pid:
+            return False
+        with verification.verify(known.identity.pid, self.machine, self.configuration.managers) as init:
+            return init.identity == known.identity
 
     def _enforce(
         self, workload: Workload, announced: oci_state.OciState, policy_set: selection.PolicySet, records: RecordStore
@@ -334,7 +356,7 @@ class Agent:
         with self._lock:
             try:
                 self.engine.release(workload.workload_id)
-            except EngineError:
+            except Exception:
                 logger.exception("workload %d cannot be let go and stays in force", workload.workload_id)
                 current = self.registry.find(workload.container_id)
                 if current is not None and current.state is State.VERIFIED:
@@ -410,10 +432,18 @@ class Agent:
             poll.poll(500)
             try:
                 for event in self.engine.drain():
-                    self._publish(self._maker.make(event, self._subject_of(event.workload_id)))
+                    self._tell(event)
             except EngineError:
                 self.event_errors += 1
-                logger.exception("an event could not be told")
+                logger.exception("events could not be read")
+
+    def _tell(self, event: KernelEvent) -> None:
+        """Publish one event. One that cannot be told is counted: what a workload does must not end the agent."""
+        try:
+            self._publish(self._maker.make(event, self._subject_of(event.workload_id)))
+        except Exception:
+            self.event_errors += 1
+            logger.exception("an event of workload %d could not be told", event.workload_id)
 
     def _subject_of(self, workload_id: int) -> Subject:
         with self._lock:
@@ -473,6 +503,18 @@ def _subject(record: Record) -> Subject:
         labels=",".join(f"{key}={value}" for key, value in record.labels),
         rule_set=record.rule_set,
     )
+
+
+def _first_workload_id(records: RecordStore, *, sealed_before: bool) -> int:
+    """Give an id above every one this boot has used: a task marked with an old id must never meet a new workload's.
+
+    Should the reservation be lost although the kernel was sealed before, the time since boot in tenths of a second is
+    above it: nothing registers ten workloads a second for as long as the machine runs.
+    """
+    reserved = records.reserved_below()
+    if reserved is None:
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 100_000_000 + 1 if sealed_before else 1
+    return reserved
 
 
 def _base64(data: bytes) -> str:

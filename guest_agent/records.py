@@ -11,10 +11,10 @@ import json
 import logging
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from guest_agent.workloads.interchange import rule_set_from_json, rule_set_to_json
-from guest_agent.workloads.registry import Identity
+from guest_agent.workloads.registry import MAXIMUM_WORKLOAD_ID, Identity
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from hauberk.policy.selectors import WorkloadIdentity
 
 logger = logging.getLogger(__name__)
+
+_RESERVATION: Final = "next-workload-id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,25 @@ class RecordStore:
             file.write(record.encode())
         unfinished.replace(path)
 
+    def reserve(self, below: int) -> None:
+        """Note that workload ids below ``below`` may be used from now on. Raises OSError."""
+        unfinished = self._directory / f"{_RESERVATION}.new"
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(str(below).encode("ascii"))
+        unfinished.replace(self._directory / _RESERVATION)
+
+    def reserved_below(self) -> int | None:
+        """Give what was last reserved, None when nothing (readable) was."""
+        try:
+            text = (self._directory / _RESERVATION).read_text(encoding="ascii")
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            logger.warning("the reservation of workload ids cannot be read: %s", error)
+            return None
+        return int(text) if text.isdigit() and 0 < int(text) <= MAXIMUM_WORKLOAD_ID else None
+
     def read(self, workload_id: int) -> Record | None:
         """Read a record, None when there is none that can be read."""
         try:
@@ -140,6 +161,8 @@ class RecordStore:
     def keep_only(self, workload_ids: set[int]) -> None:
         """Remove the records of all other workloads."""
         for path in self._directory.iterdir():
+            if path.name == _RESERVATION:
+                continue
             if path.suffix != ".json" or not path.stem.isdigit() or int(path.stem) not in workload_ids:
                 path.unlink(missing_ok=True)
 

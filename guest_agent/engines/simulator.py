@@ -161,9 +161,7 @@ class SimulatorEngine:
     def drain(self) -> Iterator[KernelEvent]:
         """Take every event that waits."""
         self._step("drain")
-        with contextlib.suppress(
-            BlockingIOError
-        ):  # nobody signalled: events may wait all the same
+        with contextlib.suppress(BlockingIOError):  # nobody signalled: events may wait all the same
             os.eventfd_read(self._signal)
         while True:
             with self._lock:

@@ -71,11 +71,13 @@ class WorkloadFacts:
     aliases: tuple[str, ...] = ()
 
 
-def read_config(bundle: str, *, owner: int = 0) -> BundleConfig:
+def read_config(bundle: str) -> BundleConfig:
     """Read ``config.json`` of a bundle directory.
 
-    Bundle and file must belong to ``owner`` and must not be writable by anybody else. Raises ConfigError.
+    Bundle and file must belong to the agent's own user (root) and must not be writable by anybody else. Raises
+    ConfigError.
     """
+    owner = os.geteuid()
     try:
         directory = os.open(bundle, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -94,7 +96,7 @@ def parse_config(data: bytes, bundle: str) -> BundleConfig:
     try:
         document = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_constant)
     except (ValueError, RecursionError) as error:
-        problem = str(error) if isinstance(error, ConfigError | json.JSONDecodeError) else type(error).__name__
+        problem = str(error) if isinstance(error, json.JSONDecodeError) else type(error).__name__
         message = f"config.json of bundle {bundle} is no strict JSON: {problem}; expected the manager's own"
         raise ConfigError(message) from error
     if not isinstance(document, dict):
@@ -110,6 +112,14 @@ def parse_config(data: bytes, bundle: str) -> BundleConfig:
         annotations = {}
     if not isinstance(annotations, dict) or not all(isinstance(value, str) for value in annotations.values()):
         message = f"config.json of bundle {bundle}: annotations are no object of strings, expected one"
+        raise ConfigError(message)
+    try:
+        "".join((path, *annotations, *annotations.values())).encode()
+    except UnicodeEncodeError as error:
+        message = f"config.json of bundle {bundle}: half a surrogate pair in a string, expected whole characters"
+        raise ConfigError(message) from error
+    if not all(map(_whole, (path, *annotations, *annotations.values()))):
+        message = f"config.json of bundle {bundle}: half a surrogate pair in root.path or annotations, expected text"
         raise ConfigError(message)
     return BundleConfig(posixpath.normpath(posixpath.join(bundle, path)), annotations)
 
@@ -145,6 +155,9 @@ class MountTable:
     def __init__(self, mounts: tuple[Mount, ...]) -> None:
         """Take mounts in the order of mountinfo: a later one at the same point hides the earlier."""
         self.mounts = mounts
+        self._at = {mount.point: mount for mount in mounts}
+        devices = [mount.device for mount in mounts]
+        self._shared = frozenset(device for device in devices if devices.count(device) > 1)
 
     @classmethod
     def parse(cls, mountinfo: str, root_path: str) -> MountTable:
@@ -171,7 +184,7 @@ class MountTable:
     def aliases(self, path: str) -> tuple[str, ...]:
         """Give the other names of ``path`` that further mounts of the same file system make."""
         cover = self._covering(path)
-        if cover is None:
+        if cover is None or cover.device not in self._shared:
             return ()
         within = _join(cover.root, _below(path, cover.point) or "")
         found: dict[str, None] = {}
@@ -201,11 +214,9 @@ class MountTable:
 
     def _covering(self, path: str) -> Mount | None:
         """Find the mount that shows ``path``: the deepest point above it, the last of several at one point."""
-        best: Mount | None = None
-        for mount in self.mounts:
-            if _below(path, mount.point) is not None and (best is None or len(mount.point) >= len(best.point)):
-                best = mount
-        return best
+        while path not in self._at and path not in ("/", ""):
+            path = path.rpartition("/")[0] or "/"
+        return self._at.get(path)
 
     def _parts(self, path: str) -> Iterator[tuple[str, str]]:
         """Give (mount point, path of it below ``path``) of mounts that show only a part of ``path``, elsewhere."""
@@ -263,6 +274,7 @@ def _other_names(root: int, wanted: set[tuple[int, int]]) -> dict[tuple[int, int
     pending = [""]
     while pending:
         directory = pending.pop()
+        budget -= directory.count("/")  # each is opened anew from the root: depth costs as much as breadth
         for entry in _entries(root, directory):
             budget -= 1
             if budget < 0:
@@ -322,9 +334,6 @@ def _container_root(pid: int, config: BundleConfig, machine: Machine) -> Iterato
     finally:
         os.close(outer)
     try:
-        if not stat.S_ISDIR(os.fstat(root).st_mode):
-            message = f"the container's root {path} is no directory, expected one"
-            raise FactsError(message)
         try:
             mountinfo = os.fsdecode((process / "mountinfo").read_bytes())
         except OSError as error:
@@ -370,6 +379,15 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(members) != len(pairs):
         raise _duplicate()
     return members
+
+
+def _whole(text: str) -> bool:
+    """Whether text can be written as UTF-8: as a path, in a record, in an alert."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _duplicate() -> ValueError:
