@@ -70,7 +70,8 @@ def expand(rule_set: RuleSet, resolve: Callable[[str], tuple[str, ...]]) -> Rule
     for rule in rule_set.rules:
         sources = _unique([form for source in rule.sources for form in forms(source)])
         for value in _values(rule, forms):
-            expanded[dataclasses.replace(rule, value=value, sources=sources)] = None
+            same = value == rule.value and sources == rule.sources
+            expanded[rule if same else dataclasses.replace(rule, value=value, sources=sources)] = None
     return dataclasses.replace(rule_set, rules=tuple(expanded))
 
 
