@@ -155,8 +155,8 @@ class RootResolver:
         if not octets.startswith(b"/"):
             message = f"found the relative path {path!r}, expected an absolute one. Write it from the root"
             raise FactsError(message)
-        forms = [b"/" + b"/".join(_components(octets))]
         pending = _components(octets)[::-1]
+        forms = [b"/" + b"/".join(reversed(pending))]
         resolved: list[bytes] = []
         links = 0
         known = 0  # so many components of ``resolved`` are directories that exist
@@ -170,6 +170,9 @@ class RootResolver:
             if entry.kind != "link":
                 known += entry.kind == "directory"
                 resolved.append(component)
+                if known < len(resolved) and b".." not in pending:
+                    resolved += reversed(pending)  # below what does not exist there is nothing to look at
+                    break
                 continue
             links += 1
             if links > MAXIMUM_LINKS:
@@ -185,6 +188,8 @@ class RootResolver:
             if form is not None:
                 forms.append(form)
         forms.append(b"/" + b"/".join(resolved))
+        if not links and forms[0] == forms[1]:
+            return (globs.to_text(forms[0]),)
         return tuple(dict.fromkeys(globs.to_text(form) for form in forms))
 
     def hard_links(self, rule_set: RuleSet) -> tuple[HardLink, ...]:
