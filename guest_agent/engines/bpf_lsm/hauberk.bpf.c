@@ -133,7 +133,7 @@ struct bpf_map {
 #define SB_KERNMOUNT (1ul << 22)
 #define MODE_WRITE 0x2u         /* FMODE_WRITE */
 #define MODE_READ 0x1u          /* FMODE_READ */
-#define MODE_INTERNAL (1u << 29) /* FMODE_NOACCOUNT: opened by the kernel for itself, overlayfs above all */
+#define MODE_INTERNAL (1u << 29) /* FMODE_NOACCOUNT before 6.5: opened by the kernel for itself */
 #define FLAG_EXEC 0x20u         /* __FMODE_EXEC in f_flags: never settable from user space */
 #define FLAG_TRUNC 01000u       /* O_TRUNC */
 #define PROTECT_EXEC 0x4ul
@@ -1394,8 +1394,11 @@ static __always_inline int check_file(struct file *file, __u32 detail)
 	if (file->f_flags & FLAG_EXEC)
 		return 0; /* bprm_check_security judges it */
 	mode = file->f_mode;
-	/* The workload's own open was judged before; this second one carries the mounter's credentials. */
-	if (mode & MODE_INTERNAL)
+	/*
+	 * overlayfs opening a layer for itself; the workload's own open was judged before. Since backing files exist (6.5) such an open
+	 * stands on a private mount, which locate() knows; before, only this bit tells it, and it kept its place all that time.
+	 */
+	if (!bpf_core_type_exists(struct backing_file) && (mode & MODE_INTERNAL))
 		return 0;
 	if (mode & MODE_READ)
 		question.ask |= ASK_READ;
