@@ -114,7 +114,7 @@ def workload(name: str, pid: int, rules: RuleSet) -> EnforcedWorkload:
 
 
 @contextlib.contextmanager
-def container(  # noqa: PLR0913, PLR0917 - what a container under a policy consists of
+def container(
     engine: BpfLsmEngine | None,
     runtime: Runtime,
     name: str,

@@ -128,6 +128,7 @@ class Lot:
     """The containers of one policy and one capability set: the attacked one, and a neighbour for each user."""
 
     def __init__(self, place: Path, shared_root: Path, kind: str, grant: Grant) -> None:
+        """Make volume and root file system; the container comes with `run`."""
         self.kind, self.grant = kind, grant
         self.settings = [setting for setting in TRIED[kind] if setting.grant is grant]
         self.name = f"{kind}-{grant.value}"
@@ -216,12 +217,14 @@ class Drain(threading.Thread):
     """Takes the events all the time, as the agent does, and counts them."""
 
     def __init__(self, engine: BpfLsmEngine) -> None:
+        """Prepare; `start` begins."""
         super().__init__(daemon=True)
         self.engine, self.ended = engine, threading.Event()
         self.counted: Counter[tuple[int, str, str, str]] = Counter()
         self.last: list[KernelEvent] = []
 
     def run(self) -> None:
+        """Drain until told to end."""
         while not self.ended.is_set():
             self.engine.wait(0.2)
             for event in self.engine.drain():
@@ -307,7 +310,8 @@ def test_refusals_are_told(answers: Answers, drain: Drain) -> None:
     assert answers
     told = {(operation, detail) for _, verdict, operation, detail in drain.counted if verdict == "deny"}
     expected = {
-        ("execute", "exec"), ("map", "mmap"), ("map", "mprotect"), ("read", "open"), ("write", "open"), ("read", "receive"),
+        ("execute", "exec"), ("map", "mmap"), ("map", "mprotect"), ("read", "open"), ("write", "open"),
+        ("read", "receive"),
         ("write", "truncate"), ("write", "unlink"), ("write", "link"), ("write", "rename"), ("write", "chmod"),
         ("write", "chown"), ("write", "create"), ("mount", "mount"), ("mount", "umount"), ("mount", "pivot_root"),
         ("mount", "move_mount"), ("chroot", "chroot"), ("namespace", "user_namespace"), ("ptrace", "ptrace"),

@@ -46,8 +46,8 @@ LISTED, UNLISTED = Path("/usr/local/bin/touch"), Path("/usr/local/bin/unlisted")
 SERVICES = Path("/sys/fs/cgroup/services")
 RAN = "HAS-RUN"
 
-# A hook of ours, as far as the gate is concerned: a script that the runtime starts. It does what its arguments say, which
-# are the host's choice as much as its environment is, and reports to a file.
+# A hook of ours, as far as the gate is concerned: a script that the runtime starts. It does what its arguments say,
+# which are the host's choice as much as its environment is, and reports to a file.
 HELPER_SOURCE = r"""#!/usr/bin/python3 -I
 import ctypes, errno, os, struct, sys
 
@@ -204,8 +204,8 @@ def variants() -> dict[str, tuple[oci.Options, Path | None]]:
 
 
 VARIANTS = (
-    "all-namespaces", "no-namespaces", "guest-root", "guest-shell", "guest-root-own-mounts", "guest-mounts", "no-cgroup",
-    "service-cgroup",
+    "all-namespaces", "no-namespaces", "guest-root", "guest-shell", "guest-root-own-mounts", "guest-mounts",
+    "no-cgroup", "service-cgroup",
 )  # fmt: skip
 RUNTIMES = ("runc", "crun")
 _names = (f"attempt-{number}" for number in range(10**6))
@@ -323,7 +323,9 @@ def guest() -> Iterator[Guest]:
     runtime = Runtime(PLACE / "state")
     looping = oci.write(
         PLACE / "looping", PLACE / "rootfs",
-        oci.Options(arguments=("/opt/attacks/attacks", "open-loop", "/srv/secrets/app/prod/key", "seconds=15", "limit=60")),
+        oci.Options(
+            arguments=("/opt/attacks/attacks", "open-loop", "/srv/secrets/app/prod/key", "seconds=15", "limit=60")
+        ),
     )  # fmt: skip
     runtime.create("looping", looping).check()
     loader.stdin.write(f"looping {(looping.directory / 'pid').read_text('utf-8')}\n")
@@ -502,8 +504,8 @@ def test_no_other_program_takes_the_place_of_the_helpers_interpreter(guest: Gues
 FROZEN = ("gate", "seal", "executables", "guarded_maps")
 MAPS = ("cgroups", "workloads", "marks", "tables", "agent", *FROZEN)
 PIN_TRIES = (
-    "unlink", "unlink-map", "rename", "rename-inside", "rename-directory", "rmdir", "umount", "umount-lazy", "umount-force",
-    "umount-sys", "mount-over", "mount-over-bpffs", "bind-over", "move",
+    "unlink", "unlink-map", "rename", "rename-inside", "rename-directory", "rmdir", "umount", "umount-lazy",
+    "umount-force", "umount-sys", "mount-over", "mount-over-bpffs", "bind-over", "move",
 )  # fmt: skip
 
 
