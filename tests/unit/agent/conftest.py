@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A machine made of files, and signed bundles for agents that run on the simulator."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from guest_agent import agent as agent_module
+from guest_agent import child, parsing
+from guest_agent.configuration import Configuration
+from hauberk.bundle import PolicyFile, create, keys, signatures
+from hauberk.bundle.keys import Algorithm
+from tests.unit.agent.machine import FakeMachine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+POLICY = """
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorPolicy
+metadata:
+  name: secrets
+spec:
+  selector:
+    matchLabels:
+      app: secrets
+  severity: 8
+  tags: [secrets]
+  process:
+    message: no shell
+    matchPaths:
+      - path: /bin/sh
+        action: Block
+  file:
+    matchDirectories:
+      - dir: /secret/
+        recursive: true
+        action: Block
+        message: secrets stay
+"""
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Iterator[FakeMachine]:
+    machine = FakeMachine(tmp_path)
+    yield machine
+    machine.close()
+
+
+@pytest.fixture(scope="session")
+def signer() -> keys.PrivateKey:
+    return keys.generate(Algorithm.ED25519)
+
+
+@pytest.fixture
+def parse_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the child's work be done in the test's process: what a child adds is tested with a real one."""
+
+    def ask(task: str, request: Mapping[str, object], *, deadline: float = 0.0) -> dict[str, object]:
+        assert deadline >= 0
+        found = parsing.answer(json.dumps({**request, "task": task}).encode())
+        refusal = found.get("error")
+        if isinstance(refusal, dict):
+            raise child.ChildError(str(refusal["kind"]), str(refusal["message"]))
+        return json.loads(json.dumps(found))  # type: ignore[no-any-return] # an object by construction
+
+    monkeypatch.setattr(agent_module.child, "ask", ask)
+
+
+@pytest.fixture
+def configure(tmp_path: Path, fake: FakeMachine, signer: keys.PrivateKey) -> Callable[..., Configuration]:
+    """Write trust root, bundle and signature; return the configuration that names them."""
+
+    def write(version: int = 1, default: str = "deny", policy: str = POLICY, mode: str = "sealed") -> Configuration:
+        bundle = create("demo", version, (PolicyFile("secrets.yaml", policy),), default)
+        data = bundle.encode()
+        root = {
+            "apiVersion": "hauberk/v1",
+            "kind": "TrustRoot",
+            "keys": [{"name": "owner", "publicKey": signer.public.to_pem().decode()}],
+            "bundle": {"name": "demo", "minimumVersion": 1},
+        }
+        (tmp_path / "trust-root.json").write_text(json.dumps(root))
+        (tmp_path / "bundle.json").write_bytes(data)
+        (tmp_path / "bundle.sig").write_bytes(signatures.sign(signer, data))
+        assert mode in ("sealed", "host")
+        return Configuration(
+            mode="host" if mode == "host" else "sealed",
+            trust_root=tmp_path / "trust-root.json",
+            bundle=tmp_path / "bundle.json",
+            bundle_signature=tmp_path / "bundle.sig",
+            hook_socket=tmp_path / "run" / "hook.sock",
+            agent_socket=tmp_path / "run" / "agent.sock",
+            state_directory=tmp_path / "run" / "workloads",
+            managers=(str(fake.runtime),),
+            helpers=("/usr/libexec/hauberk/hauberk-hook",),
+            alert_log=tmp_path / "alerts.jsonl",
+        )
+
+    return write
