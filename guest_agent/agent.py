@@ -20,7 +20,7 @@ import threading
 import time
 from collections import OrderedDict
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from guest_agent.api.hook_socket import Peer
     from guest_agent.configuration import Configuration
-    from guest_agent.engines.port import Engine, KernelEvent
+    from guest_agent.engines.port import Engine, KernelEvent, KernelWorkload
     from hauberk.policy.rules import RuleSet
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,9 @@ LARGE_RULE_SET: Final = 400
 _CACHED_TABLES: Final = 32
 _CACHED_TABLE_BYTES: Final = 8 << 20
 _REMEMBERED_SUBJECTS: Final = 256
+_REMEMBERED_RULES: Final = 20_000
+"""Of workloads that are gone, for events that are told after their end."""
+_PAUSE_AFTER_ERROR_SECONDS: Final = 0.5
 _RESERVED_IDS: Final = 256
 """So many workload ids are reserved on disk at a time: an agent that is killed skips the rest of them."""
 _MAXIMUM_BUNDLE_BYTES: Final = 8 << 20
@@ -133,14 +136,18 @@ class Agent:
     # ---- start and stop ----------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Verify, seal, take up. When it returns, the gate is in force. Raises StartError with nothing changed."""
+        """Verify, seal, take up. When it returns, the gate is in force.
+
+        Raises StartError. What was in force before stays so, and a seal that was made stays too.
+        """
         configuration = self.configuration
         try:
+            self._records = RecordStore(configuration.state_directory)
+            self._records.claim()
             sealed = self.engine.sealed_digest()
             policy_set = self._verify_bundle(sealed)
             self.engine.seal(policy_set.digest, self.gate_settings())
             self.policy_set = policy_set
-            self._records = RecordStore(configuration.state_directory)
             self.registry = Registry(_first_workload_id(self._records, sealed_before=sealed is not None))
             self._take_up(self._records)
             if configuration.alert_log is not None:
@@ -153,6 +160,8 @@ class Agent:
             OSError,
             ValueError,
         ) as error:
+            if self._records is not None:
+                self._records.give_up()
             raise StartError(str(error)) from error
         logger.info(
             "bundle %s version %d (%s) is %s, %d workload(s) taken up", policy_set.name, policy_set.version,
@@ -171,6 +180,8 @@ class Agent:
         self.alerts.end()
         if self._sink is not None:
             self._sink.close()
+        if self._records is not None:
+            self._records.give_up()
 
     @property
     def healthy(self) -> bool:
@@ -208,24 +219,17 @@ class Agent:
     def _take_up(self, records: RecordStore) -> None:
         for held in self.engine.registered():
             record = records.read(held.workload_id)
-            if record is not None and (record.container_id, record.table_digest, record.identity.cgroup_id) != (
-                held.container_id, held.table_digest, held.cgroup_id,
-            ):  # fmt: skip
+            if record is not None and not _is_of(record, held):
+                logger.warning("the record of workload %d is of another one and not used", held.workload_id)
                 record = None
-            identity = (
-                record.identity
-                if record
-                else Identity(
-                    0,
-                    0,
-                    held.cgroup_id,
-                    verification.cgroup_path_of(held.cgroup_id, self.machine),
-                    held.mount_namespace,
-                )
-            )
+            # The path is looked up in any case: a wrong one would make a workload that lives look gone.
+            guess = record.identity.cgroup_path if record else ""
+            path = verification.cgroup_path_of(held.cgroup_id, self.machine, guess)
+            pid, start_time = (record.identity.pid, record.identity.start_time) if record else (0, 0)
+            identity = Identity(pid, start_time, held.cgroup_id, path, held.mount_namespace)
             self.registry.take_up(held.workload_id, held.container_id, identity, held.table_digest)
             if record is not None:
-                self._known[held.workload_id] = record
+                self._known[held.workload_id] = self._sharing(record)
             logger.info("workload %d (container %s) taken up", held.workload_id, held.container_id)
         records.keep_only(set(self._known))
 
@@ -240,7 +244,7 @@ class Agent:
             return f"it cannot be told whether it acts inside a workload ({error})"
         return None
 
-    def handle(self, stage: Stage, state: bytes, _peer: Peer) -> HookAnswer:
+    def handle(self, stage: Stage, state: bytes, peer: Peer) -> HookAnswer:
         """Answer one hook. Every failure is a refusal."""
         container_id = ""
         try:
@@ -249,7 +253,7 @@ class Agent:
             with self._alone(container_id):
                 if stage is Stage.POSTSTOP:
                     return self._poststop(container_id)
-                self._register(announced)
+                self._register(announced, peer)
         except _REFUSALS as error:
             logger.warning("container %s refused: %s", container_id or "(unknown)", error)
             return HookAnswer(accepted=False, message=" ".join(str(error).split()))
@@ -273,12 +277,14 @@ class Agent:
                 if not turn.waiting:
                     del self._busy[container_id]
 
-    def _register(self, announced: oci_state.OciState) -> None:
+    def _register(self, announced: oci_state.OciState, peer: Peer) -> None:
         started = time.monotonic()
         policy_set, records = self.policy_set, self._records
         if policy_set is None or records is None:
             message = "the agent is not ready; start the container again later"
             raise RegistryError(message)
+        # A container without a mount namespace of its own is in its runtime's, which need not be the agent's.
+        foreign = frozenset({verification.mount_namespace(peer.pid, self.machine)})
         with self._lock:
             self._forget_if_over(announced.id)
             known = self.registry.find(announced.id)
@@ -292,7 +298,7 @@ class Agent:
                 self._reserved_below = below
             workload = self.registry.announce(announced.id)
         try:
-            record = self._enforce(workload, announced, policy_set, records)
+            record = self._enforce(workload, announced, policy_set, records, foreign)
         except BaseException:
             self._undo(workload)
             raise
@@ -311,10 +317,15 @@ class Agent:
             return init.identity == known.identity
 
     def _enforce(
-        self, workload: Workload, announced: oci_state.OciState, policy_set: selection.PolicySet, records: RecordStore
+        self,
+        workload: Workload,
+        announced: oci_state.OciState,
+        policy_set: selection.PolicySet,
+        records: RecordStore,
+        foreign: frozenset[int],
     ) -> Record:
         managers = self.configuration.managers
-        with verification.verify(announced.pid or 0, self.machine, managers) as init:
+        with verification.verify(announced.pid or 0, self.machine, managers, foreign_namespaces=foreign) as init:
             with self._lock:
                 self.registry.verify(workload.container_id, init.identity)
             config = facts.read_config(announced.bundle)
@@ -335,7 +346,7 @@ class Agent:
             table = self._tables.of(digest, found.rule_set)
             records.write(record)
             with self._lock:
-                self._known[workload.workload_id] = record
+                record = self._known[workload.workload_id] = self._sharing(record)
             self.engine.register(
                 EnforcedWorkload(
                     workload.workload_id,
@@ -346,7 +357,7 @@ class Agent:
                     digest,
                 )
             )
-            verification.recheck(init, self.machine, managers)
+            verification.recheck(init, self.machine, managers, foreign_namespaces=foreign)
             with self._lock:
                 self.registry.enforce(workload.container_id, digest)
         return record
@@ -354,17 +365,18 @@ class Agent:
     def _undo(self, workload: Workload) -> None:
         """Leave nothing of a failed registration. If the kernel will not let go, the workload stays, in force."""
         with self._lock:
+            current = self.registry.find(workload.container_id)
+            if current is not None and current.state is State.ANNOUNCED:
+                # The engine never heard of it: whether it would let go is no question.
+                self.registry.abandon(workload.container_id, workload.workload_id)
+                return
             try:
                 self.engine.release(workload.workload_id)
             except Exception:
                 logger.exception("workload %d cannot be let go and stays in force", workload.workload_id)
-                current = self.registry.find(workload.container_id)
-                if current is not None and current.state is State.VERIFIED:
-                    self.registry.enforce(workload.container_id, "")
+                self.registry.enforce(workload.container_id, "")
                 return
-            current = self.registry.find(workload.container_id)
-            if current is not None and current.workload_id == workload.workload_id:
-                self.registry.abandon(workload.container_id, workload.workload_id)
+            self.registry.abandon(workload.container_id, workload.workload_id)
             self._forget(workload.workload_id)
 
     # ---- letting go --------------------------------------------------------------------------------------------
@@ -406,9 +418,10 @@ class Agent:
         record = self._known.pop(workload_id, None)
         if record is not None:
             self._gone[workload_id] = _subject(record)
-            while len(self._gone) > _REMEMBERED_SUBJECTS:
+            while len(self._gone) > 1 and (
+                len(self._gone) > _REMEMBERED_SUBJECTS or sum(map(_size, self._gone.values())) > _REMEMBERED_RULES
+            ):
                 self._gone.popitem(last=False)
-            self._maker.forget(record.container_id)
         if self._records is not None:
             self._records.remove(workload_id)
 
@@ -420,7 +433,7 @@ class Agent:
                 try:
                     with self._alone(container_id), self._lock:
                         self._release_if_over(container_id)
-                except (EngineError, RegistryError, verification.VerificationError) as error:
+                except (EngineError, RegistryError, verification.VerificationError, OSError) as error:
                     logger.warning("container %s cannot be let go yet: %s", container_id, error)
 
     # ---- events ------------------------------------------------------------------------------------------------
@@ -436,6 +449,7 @@ class Agent:
             except EngineError:
                 self.event_errors += 1
                 logger.exception("events could not be read")
+                self._stopping.wait(_PAUSE_AFTER_ERROR_SECONDS)
 
     def _tell(self, event: KernelEvent) -> None:
         """Publish one event. One that cannot be told is counted: what a workload does must not end the agent."""
@@ -444,6 +458,13 @@ class Agent:
         except Exception:
             self.event_errors += 1
             logger.exception("an event of workload %d could not be told", event.workload_id)
+
+    def _sharing(self, record: Record) -> Record:
+        """Give the record the very rules another one holds that are equal: containers of one image cost them once."""
+        for other in self._known.values():
+            if other.table_digest == record.table_digest and other.rule_set == record.rule_set:
+                return replace(record, rule_set=other.rule_set)
+        return record
 
     def _subject_of(self, workload_id: int) -> Subject:
         with self._lock:
@@ -491,6 +512,17 @@ class Agent:
             work()
         except Exception:
             logger.exception("the agent's %s thread failed", name)
+
+
+def _is_of(record: Record, held: KernelWorkload) -> bool:
+    identity = record.identity
+    return (record.container_id, record.table_digest, identity.cgroup_id, identity.mount_namespace) == (
+        held.container_id, held.table_digest, held.cgroup_id, held.mount_namespace,
+    )  # fmt: skip
+
+
+def _size(subject: Subject) -> int:
+    return len(subject.rule_set.rules) if subject.rule_set is not None else 0
 
 
 def _subject(record: Record) -> Subject:

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,19 +37,20 @@ class ChildError(Exception):
 
 def ask(task: str, request: Mapping[str, object], *, deadline: float = DEADLINE_SECONDS) -> dict[str, object]:
     """Give a task to a child and return its answer. ``deadline`` is in seconds. Raises ChildError."""
-    stdin = os.memfd_create("hauberk-request", os.MFD_CLOEXEC)
-    stdout = os.memfd_create("hauberk-answer", os.MFD_CLOEXEC)
     try:
-        with os.fdopen(os.dup(stdin), "wb") as file:
-            file.write(json.dumps({**request, "task": task}).encode("ascii"))
-        os.lseek(stdin, 0, os.SEEK_SET)
-        return _answer(task, stdin, stdout, deadline)
-    finally:
-        os.close(stdin)
-        os.close(stdout)
+        with (
+            os.fdopen(os.memfd_create("hauberk-request", os.MFD_CLOEXEC), "w+b") as stdin,
+            os.fdopen(os.memfd_create("hauberk-answer", os.MFD_CLOEXEC), "r+b") as stdout,
+        ):
+            stdin.write(json.dumps({**request, "task": task}).encode("ascii"))
+            stdin.seek(0)
+            return _answer(task, stdin, stdout, deadline)
+    except OSError as error:
+        message = f"no child could be started for task {task}: {error}"
+        raise ChildError(kind="OSError", message=message) from error
 
 
-def _answer(task: str, stdin: int, stdout: int, deadline: float) -> dict[str, object]:
+def _answer(task: str, stdin: IO[bytes], stdout: IO[bytes], deadline: float) -> dict[str, object]:
     code = _CODE.format(limit=MAXIMUM_ANSWER_BYTES, parent=_PACKAGE_PARENT)
     try:
         # The command is fixed, and of the agent's own interpreter.
@@ -66,24 +67,21 @@ def _answer(task: str, stdin: int, stdout: int, deadline: float) -> dict[str, ob
     except subprocess.TimeoutExpired as error:
         message = f"the child for task {task} took longer than {deadline:g} s and was killed; the input is too large"
         raise ChildError(kind="TimeoutExpired", message=message) from error
-    except OSError as error:
-        message = f"no child could be started for task {task}: {error}"
-        raise ChildError(kind="OSError", message=message) from error
     if completed.returncode != 0:
         message = f"the child for task {task} ended with code {completed.returncode}, expected an answer"
         raise ChildError(kind="ChildProcessError", message=message)
-    os.lseek(stdout, 0, os.SEEK_SET)
-    with os.fdopen(os.dup(stdout), "rb") as file:
-        data = file.read()
+    stdout.seek(0)
+    data = stdout.read()
     try:
         answer = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         message = f"the child for task {task} gave {len(data)} bytes that are no JSON, expected an answer"
         raise ChildError(kind="ValueError", message=message) from error
     if not isinstance(answer, dict):
         message = f"the child for task {task} gave no object, expected an answer"
         raise ChildError(kind="ValueError", message=message)
-    refusal = answer.get("error")
-    if isinstance(refusal, dict):
-        raise ChildError(str(refusal.get("kind")), str(refusal.get("message")))
+    if "error" in answer:
+        refusal = answer["error"] if isinstance(answer["error"], dict) else {}
+        reason = refusal.get("message") or f"the child for task {task} refused without a reason"
+        raise ChildError(str(refusal.get("kind", "")), str(reason))
     return answer

@@ -115,7 +115,7 @@ def parse(value: Mapping[str, object], file: str) -> Configuration:
 
 def _setting(name: str, key: str, found: object, file: str) -> object:
     if name in _LISTS:
-        if not isinstance(found, list) or not all(isinstance(entry, str) and entry.startswith("/") for entry in found):
+        if not isinstance(found, list) or not all(map(_is_path, found)):
             message = f"{file}: {key}: found {found!r}, expected a list of absolute paths"
             raise ConfigurationError(message)
         return tuple(found)
@@ -128,10 +128,14 @@ def _setting(name: str, key: str, found: object, file: str) -> object:
         return found
     if name == "mode":
         return found
-    if not isinstance(found, str) or not found.startswith("/"):
+    if not _is_path(found):
         message = f"{file}: {key}: found {found!r}, expected an absolute path"
         raise ConfigurationError(message)
-    return Path(found)
+    return Path(str(found))
+
+
+def _is_path(found: object) -> bool:
+    return isinstance(found, str) and found.startswith("/") and "\0" not in found
 
 
 assert set(_KEYS.values()) == {entry.name for entry in fields(Configuration)}  # noqa: S101 - a slip of ours, not input

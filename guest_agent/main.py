@@ -24,6 +24,7 @@ from guest_agent.api import hook_socket
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import ModuleType
 
     from guest_agent.configuration import Configuration
     from guest_agent.engines.port import Engine, Probe
@@ -75,6 +76,12 @@ def run(path: Path, engine: Engine | None = None) -> int:
     except configurations.ConfigurationError as error:
         logger.error("%s", error)  # noqa: TRY400 - the message says all; the traceback is ours
         return USAGE
+    try:
+        service = importlib.import_module("guest_agent.api.service")
+    except ImportError as error:
+        # Before the seal: a gate whose agent cannot serve would only stand in the way.
+        logger.error("not started: %s; install hauberk[agent]", error)  # noqa: TRY400 - as above
+        return ENVIRONMENT
     chosen = engine or make_engine(settings)
     offered = chosen.probe()
     if not offered.available:
@@ -86,17 +93,28 @@ def run(path: Path, engine: Engine | None = None) -> int:
     except StartError as error:
         logger.error("not started: %s", error)  # noqa: TRY400 - as above
         return NO
-    service = importlib.import_module("guest_agent.api.service")
+    return _serve(agent, settings, service)
+
+
+def _serve(agent: Agent, settings: Configuration, service: ModuleType) -> int:
+    """Listen, tell that the agent is ready, and wait for its end. Returns the exit code."""
     try:
-        server = service.serve(agent, settings.agent_socket)
         hooks = hook_socket.serve(settings.hook_socket, agent.handle, agent.check_peer)
     except (OSError, hook_socket.HookSocketError) as error:
         logger.error("not started: %s", error)  # noqa: TRY400 - as above
         agent.stop()
         return ENVIRONMENT
+    try:
+        server = service.serve(agent, settings.agent_socket)
+    except OSError as error:
+        logger.error("not started: %s", error)  # noqa: TRY400 - as above
+        hooks.close()
+        agent.stop()
+        return ENVIRONMENT
     _wait(agent)
     notify("STOPPING=1")
     hooks.close()
+    agent.alerts.end()
     server.stop(grace=1).wait()
     healthy = agent.healthy
     agent.stop()

@@ -7,6 +7,7 @@ pid), is believed only if its ids and table digest are those the kernel holds, a
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _RESERVATION: Final = "next-workload-id"
+_LOCK: Final = "lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,24 +113,37 @@ class RecordStore:
     def __init__(self, directory: Path) -> None:
         """Make the directory, root's alone. Raises OSError."""
         self._directory = directory
+        self._lock: int | None = None
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def claim(self) -> None:
+        """Make this process the only agent of this directory until it ends. Raises OSError.
+
+        A second agent would take the first one's rights in the kernel away before it noticed that there is one.
+        """
+        path = self._directory / _LOCK
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            message = f"another agent holds {path} ({error.strerror}); stop that one before starting this one"
+            raise OSError(message) from error
+        self._lock = descriptor
+
+    def give_up(self) -> None:
+        """Let another agent claim the directory."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def write(self, record: Record) -> None:
         """Write a record whole. Raises OSError."""
-        path = self._path(record.workload_id)
-        unfinished = path.with_suffix(".new")
-        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(record.encode())
-        unfinished.replace(path)
+        self._replace(self._path(record.workload_id), record.encode())
 
     def reserve(self, below: int) -> None:
         """Note that workload ids below ``below`` may be used from now on. Raises OSError."""
-        unfinished = self._directory / f"{_RESERVATION}.new"
-        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(str(below).encode("ascii"))
-        unfinished.replace(self._directory / _RESERVATION)
+        self._replace(self._directory / _RESERVATION, str(below).encode("ascii"))
 
     def reserved_below(self) -> int | None:
         """Give what was last reserved, None when nothing (readable) was."""
@@ -147,7 +162,7 @@ class RecordStore:
             return Record.decode(self._path(workload_id).read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             logger.warning("the record of workload %d cannot be used: %s", workload_id, error)
             return None
 
@@ -161,10 +176,22 @@ class RecordStore:
     def keep_only(self, workload_ids: set[int]) -> None:
         """Remove the records of all other workloads."""
         for path in self._directory.iterdir():
-            if path.name == _RESERVATION:
+            if path.name in (_RESERVATION, _LOCK):
                 continue
             if path.suffix != ".json" or not path.stem.isdigit() or int(path.stem) not in workload_ids:
                 path.unlink(missing_ok=True)
+
+    def _replace(self, path: Path, data: bytes) -> None:
+        """Put a file in place whole, or leave nothing of the attempt. Raises OSError."""
+        unfinished = path.with_suffix(".new")
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+            unfinished.replace(path)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
 
     def _path(self, workload_id: int) -> Path:
         return self._directory / f"{workload_id}.json"

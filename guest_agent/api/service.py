@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import queue
 from concurrent import futures
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
+from guest_agent.events.alerts import printable
 from guest_agent.events.stream import TooManySubscribersError
 from hauberk import __version__
 from hauberk._wire import hauberk_v1_agent_pb2 as messages
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guest_agent.agent import Agent
+    from guest_agent.events.alerts import Alert
 
 _THREADS: Final = 20  # 16 alert readers may follow, and each holds one
 _POLL_SECONDS: Final = 0.5
@@ -76,13 +78,13 @@ class AgentService(stubs.AgentServicer):
                     container_id=workload.container_id,
                     state=workload.state.value,
                     pid=identity.pid if identity else 0,
-                    cgroup=identity.cgroup_path if identity else "",
+                    cgroup=printable(identity.cgroup_path) if identity else "",
                     mount_namespace=identity.mount_namespace if identity else 0,
                     table_digest=workload.table_digest,
                     policies=record.policies if record else (),
-                    container_name=record.container_name if record else "",
-                    namespace=record.namespace if record else "",
-                    aliases=record.aliases if record else (),
+                    container_name=printable(record.container_name) if record else "",
+                    namespace=printable(record.namespace) if record else "",
+                    aliases=map(printable, record.aliases) if record else (),
                 )
             )
         return messages.ListWorkloadsResponse(workloads=found)
@@ -93,7 +95,7 @@ class AgentService(stubs.AgentServicer):
         """Stream the alerts kept, and with follow those to come."""
         if not request.follow:
             for alert in self._agent.alerts.recent():
-                yield messages.Alert(**alert)
+                yield _message(alert)
             return
         try:
             recent, subscription = self._agent.alerts.subscribe()
@@ -102,7 +104,7 @@ class AgentService(stubs.AgentServicer):
             return
         try:
             for alert in recent:
-                yield messages.Alert(**alert)
+                yield _message(alert)
             while context.is_active():
                 try:
                     following = subscription.take(_POLL_SECONDS)
@@ -110,9 +112,17 @@ class AgentService(stubs.AgentServicer):
                     continue
                 if following is None:
                     return
-                yield messages.Alert(**following)
+                yield _message(following)
         finally:
             subscription.close()
+
+
+def _message(alert: Alert) -> messages.Alert:
+    """Give an alert as a message, which takes whole characters only: one strange name must not end a stream."""
+    members: dict[str, Any] = {
+        key: printable(value) if isinstance(value, str) else value for key, value in alert.items()
+    }
+    return messages.Alert(**members)
 
 
 def serve(agent: Agent, path: Path) -> grpc.Server:
@@ -124,6 +134,9 @@ def serve(agent: Agent, path: Path) -> grpc.Server:
     )
     stubs.add_AgentServicer_to_server(AgentService(agent), server)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.exists() and not path.is_socket():
+        message = f"{path} exists and is not a socket; it is left alone: move it away and start the agent again"
+        raise OSError(message)
     path.unlink(missing_ok=True)
     before = os.umask(0o177)
     try:

@@ -122,9 +122,9 @@ class AlertMaker:
         nanoseconds = max(0, wall - max(0, boot - event.timestamp_ns))
         named = self._named(event, subject)
         denied = event.verdict == "deny"
-        data = f"operation={event.operation} detail={event.detail} command={_printable(event.command)}"
+        data = f"operation={event.operation} detail={event.detail} command={printable(event.command)}"
         if event.other_path:
-            data += f" other={_printable(event.other_path)}"
+            data += f" other={printable(event.other_path)}"
         return Alert(
             Timestamp=nanoseconds // 1_000_000_000,
             UpdatedTime=_iso(nanoseconds),
@@ -142,14 +142,14 @@ class AlertMaker:
             ATags=list(named.tags),
             Message=named.message,
             Type="MatchedPolicy" if event.workload_id else "MatchedHostPolicy",
-            Source=_printable(event.source),
+            Source=printable(event.source),
             Operation=_KINDS.get(event.operation, "Syscall"),
-            Resource=_printable(event.path),
+            Resource=printable(event.path),
             Data=data,
             Action="Block" if denied else "Audit",
             Result="Permission denied" if denied else "Passed",
-            ProcessName=_printable(event.path if event.operation == "execute" else event.source),
-            ParentProcessName=_printable(self.executable_of(event.parent_pid)),
+            ProcessName=printable(event.path if event.operation == "execute" else event.source),
+            ParentProcessName=printable(self.executable_of(event.parent_pid)),
             Labels=subject.labels,
             ContainerImage=subject.image,
             Enforcer=self.enforcer,
@@ -166,18 +166,14 @@ class AlertMaker:
         if subject.rule_set is None:
             return _Named("", "", "the rules of this workload are not known (any more)")
         paths = (event.path, event.other_path, event.source)
-        key = (subject.container_id, event.operation, *paths, event.owner, event.verdict)
+        # A workload id is never given out twice and its rules never change: nothing in here grows stale.
+        key = (event.workload_id, event.operation, *paths, event.owner, event.verdict)
         named = self._cache.get(key)
         if named is None:
             if len(self._cache) >= _MAXIMUM_CACHED_DECISIONS:
                 self._cache.clear()
             named = self._cache[key] = name_rule(event, subject.rule_set)
         return named
-
-    def forget(self, container_id: str) -> None:
-        """Drop what is cached of a container: its id may come again with other rules."""
-        for key in [key for key in self._cache if key[0] == container_id]:
-            del self._cache[key]
 
 
 def name_rule(event: KernelEvent, rule_set: RuleSet) -> _Named:
@@ -234,6 +230,6 @@ def _iso(nanoseconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest // 1000:06d}Z"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Make a kernel path (any bytes) text that every reader can take: undecodable bytes become escapes."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -142,7 +142,8 @@ class FileSink:
     def __init__(self, path: Path) -> None:
         """Open ``path`` for appending, mode 0600, following no link. Raises OSError."""
         self._path = path
-        self._file = self._open()
+        self._file: int | None = self._open()
+        self._failing = False
         self.lost = 0
 
     def write(self, alert: Alert) -> None:
@@ -150,29 +151,41 @@ class FileSink:
         line = json.dumps(alert, separators=(",", ":"), ensure_ascii=False) + "\n"
         data = line.encode("utf-8", "backslashreplace")
         try:
-            if self._moved():
-                os.close(self._file)
-                self._file = self._open()
-            if os.write(self._file, data) != len(data):
+            if os.write(self._opened(), data) != len(data):
                 message = "the disk is full"
                 raise OSError(message)  # noqa: TRY301 - counted below like any other failure to write
         except OSError as error:
-            if not self.lost:
+            if not self._failing:
                 logger.warning("alerts cannot be written to %s: %s", self._path, error)
+            self._failing = True
             self.lost += 1
+        else:
+            self._failing = False
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
+        """Close the file; closing it again is harmless."""
+        opened, self._file = self._file, None
+        if opened is not None:
+            os.close(opened)
+
+    def _opened(self) -> int:
+        """Give the descriptor of the file that bears the name now.
+
+        A descriptor is never kept after it was closed: its number soon belongs to something else.
+        """
+        if self._file is None or self._moved(self._file):
+            self.close()
+            self._file = self._open()
+        return self._file
 
     def _open(self) -> int:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(self._path, flags, 0o600)
 
-    def _moved(self) -> bool:
+    def _moved(self, descriptor: int) -> bool:
         try:
             found = self._path.lstat()
         except FileNotFoundError:
             return True
-        opened = os.fstat(self._file)
+        opened = os.fstat(descriptor)
         return (found.st_dev, found.st_ino) != (opened.st_dev, opened.st_ino)

@@ -113,11 +113,6 @@ def parse_config(data: bytes, bundle: str) -> BundleConfig:
     if not isinstance(annotations, dict) or not all(isinstance(value, str) for value in annotations.values()):
         message = f"config.json of bundle {bundle}: annotations are no object of strings, expected one"
         raise ConfigError(message)
-    try:
-        "".join((path, *annotations, *annotations.values())).encode()
-    except UnicodeEncodeError as error:
-        message = f"config.json of bundle {bundle}: half a surrogate pair in a string, expected whole characters"
-        raise ConfigError(message) from error
     if not all(map(_whole, (path, *annotations, *annotations.values()))):
         message = f"config.json of bundle {bundle}: half a surrogate pair in root.path or annotations, expected text"
         raise ConfigError(message)

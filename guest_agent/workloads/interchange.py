@@ -13,6 +13,7 @@ from hauberk.policy.rules import Action, ObjectKind, Operation, Origin, Rule, Ru
 Json = dict[str, object] | list[object] | str | int | float | bool | None
 
 _FIELDS: Final = 14
+_ORIGIN_FIELDS: Final = 5
 
 
 def rule_set_to_json(rule_set: RuleSet) -> dict[str, object]:
@@ -57,7 +58,13 @@ def rule_from_json(value: object) -> Rule:
     section, kind, path, action, origin, recursive, read_only, owner_only = value[:8]
     sources, severity, tags, text, operations, implied = value[8:]
     flags = (recursive, read_only, owner_only, implied)
-    if not (all(isinstance(flag, bool) for flag in flags) and isinstance(severity, int) and isinstance(origin, list)):
+    lists = (origin, sources, tags, operations)
+    if not (
+        all(isinstance(flag, bool) for flag in flags)
+        and all(isinstance(part, list) for part in lists)
+        and len(origin) == _ORIGIN_FIELDS
+        and all(isinstance(number, int) and not isinstance(number, bool) for number in (severity, *origin[3:]))
+    ):
         message = "a rule's fields have other types than expected"
         raise ValueError(message)
     policy, field, file, line, column = origin
@@ -66,7 +73,7 @@ def rule_from_json(value: object) -> Rule:
         kind=ObjectKind(kind),
         value=_text(path),
         action=Action(action),
-        origin=Origin(_text(policy), _text(field), _text(file), int(line), int(column)),
+        origin=Origin(_text(policy), _text(field), _text(file), line, column),
         recursive=recursive,
         read_only=read_only,
         owner_only=owner_only,

@@ -88,7 +88,7 @@ class PolicySet:
     def from_json(cls, value: Mapping[str, object]) -> PolicySet:
         """Read what ``guest_agent.parsing`` writes. Raises ValueError."""
         version, policies, posture = value.get("version"), value.get("policies"), value.get("posture")
-        if not isinstance(version, int) or not isinstance(policies, list) or posture not in POSTURES:
+        if type(version) is not int or not isinstance(policies, list) or str(posture) not in POSTURES:
             message = "found no policy set, expected one with version, posture and policies"
             raise ValueError(message)
         default = str(value.get("default"))
@@ -189,9 +189,9 @@ def _crio_labels(annotations: Mapping[str, str]) -> dict[str, str]:
     if not text:
         return {}
     try:
-        labels = json.loads(text)
+        labels = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        message = f"annotation {_CRIO_LABELS} is no JSON, expected an object of labels"
+        message = f"annotation {_CRIO_LABELS} is no JSON, or holds a key twice; expected an object of labels"
         raise SelectionError(message) from error
     if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
         message = f"annotation {_CRIO_LABELS} is no object of strings, expected labels"
@@ -203,12 +203,24 @@ def _policy(value: object) -> Policy:
     if not isinstance(value, dict):
         message = f"found {type(value).__name__}, expected a policy"
         raise ValueError(message)  # noqa: TRY004 - a malformed record, not a wrong argument
-    labels, within, without, container_name = value["selector"]
-    selector = Selector(
-        tuple((str(key), str(content)) for key, content in labels),
-        tuple(str(pair) for pair in within),
-        tuple(str(pair) for pair in without),
-        None if container_name is None else str(container_name),
-    )
-    rules = tuple(rule_from_json(rule) for rule in value["rules"])
-    return Policy(str(value["name"]), str(value["namespace"]), selector, rules)
+    try:
+        labels, within, without, container_name = value["selector"]
+        selector = Selector(
+            tuple((str(key), str(content)) for key, content in labels),
+            tuple(str(pair) for pair in within),
+            tuple(str(pair) for pair in without),
+            None if container_name is None else str(container_name),
+        )
+        rules = tuple(rule_from_json(rule) for rule in value["rules"])
+        return Policy(str(value["name"]), str(value["namespace"]), selector, rules)
+    except (KeyError, TypeError) as error:
+        message = f"found a policy without what one has ({type(error).__name__}: {error})"
+        raise ValueError(message) from error
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        message = "a key stands twice in one object"
+        raise ValueError(message)
+    return members

@@ -17,6 +17,7 @@ import os
 import re
 import select
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -34,7 +35,7 @@ _START_TIME: Final = 19  # field 22 of /proc/PID/stat, counted from the state (f
 _STATE: Final = 0
 _ENDED_STATES: Final = ("Z", "X", "x")
 _DELETED: Final = " (deleted)"
-_MOUNT_ROOT, _MOUNT_POINT = 3, 4  # fields of /proc/PID/mountinfo, counted from 0
+_MOUNT_DEVICE, _MOUNT_ROOT, _MOUNT_POINT = 2, 3, 4  # fields of /proc/PID/mountinfo, counted from 0
 
 
 class VerificationError(Exception):
@@ -57,7 +58,19 @@ class Machine:
         """Return the directory of the cgroup v2 root. Raises VerificationError when there is none."""
         if self.cgroup_root is not None:
             return self.cgroup_root
-        return find_cgroup_mount(_read(self.proc_root / "self" / "mountinfo", "the agent's own mounts"))
+        mount, device = find_cgroup_mount(_read(self.proc_root / "self" / "mountinfo", "the agent's own mounts"))
+        try:
+            found = mount.stat().st_dev
+        except OSError as error:
+            message = f"the cgroup v2 mount {mount} cannot be looked at ({error.strerror}), expected a directory"
+            raise VerificationError(message) from error
+        if f"{os.major(found)}:{os.minor(found)}" != device:
+            message = (
+                f"something else is mounted over the cgroup v2 mount {mount}, expected device {device} there; unmount "
+                "it: what lives cannot be told from what is gone"
+            )
+            raise VerificationError(message)
+        return mount
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +102,16 @@ class VerifiedInit:
         self.close()
 
 
-def find_cgroup_mount(mountinfo: str) -> Path:
+def find_cgroup_mount(mountinfo: str) -> tuple[Path, str]:
     """Find the cgroup v2 mount (unified at /sys/fs/cgroup, hybrid at /sys/fs/cgroup/unified, or elsewhere).
 
-    Raises VerificationError when no mount shows the root of the hierarchy.
+    Gives directory and device ("major:minor"). Raises VerificationError when no mount shows the hierarchy's root.
     """
     for line in mountinfo.splitlines():
         fields, _, after = line.partition(" - ")
         columns = fields.split()
         if after.split(" ", 1)[0] == "cgroup2" and len(columns) > _MOUNT_POINT and columns[_MOUNT_ROOT] == "/":
-            return Path(unescape(columns[_MOUNT_POINT]))
+            return Path(unescape(columns[_MOUNT_POINT])), columns[_MOUNT_DEVICE]
     message = (
         "found no mount of cgroup v2 that shows the root of the hierarchy, expected /sys/fs/cgroup or "
         "/sys/fs/cgroup/unified; mount it, and run the agent in the root cgroup namespace"
@@ -163,7 +176,7 @@ def recheck(
 def observe(identity: Identity, machine: Machine) -> Observation:
     """Look whether a workload has ended. What cannot be told counts as alive.
 
-    Raises VerificationError only when there is no cgroup v2 mount at all.
+    Raises VerificationError only when there is no cgroup v2 mount to look at.
     """
     return Observation(
         init_alive=_init_alive(identity, machine),
@@ -171,10 +184,16 @@ def observe(identity: Identity, machine: Machine) -> Observation:
     )
 
 
-def cgroup_path_of(cgroup_id: int, machine: Machine) -> str:
-    """Find the path of a cgroup by its id; "" when it is gone. For workloads taken up without a record of theirs."""
+def cgroup_path_of(cgroup_id: int, machine: Machine, guess: str = "") -> str:
+    """Find the path of a cgroup by its id; "" when it is gone. Looks at ``guess`` first.
+
+    Raises VerificationError or OSError when not every cgroup can be looked at: not found would not mean gone.
+    """
     mount = machine.cgroup_mount()
-    for directory, names, _ in os.walk(mount):
+    with suppress(FileNotFoundError):
+        if guess and (mount / guess.lstrip("/")).stat().st_ino == cgroup_id:
+            return guess
+    for directory, names, _ in os.walk(mount, onerror=_unless_removed):
         for name in names:
             path = Path(directory) / name
             try:
@@ -183,6 +202,11 @@ def cgroup_path_of(cgroup_id: int, machine: Machine) -> str:
             except FileNotFoundError:
                 continue
     return ""
+
+
+def _unless_removed(error: OSError) -> None:
+    if error.errno not in (errno.ENOENT, errno.ENODEV):
+        raise error
 
 
 def mount_namespace(pid: int | str, machine: Machine) -> int:

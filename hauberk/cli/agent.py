@@ -87,8 +87,11 @@ def _asking(action: Callable[[Any, argparse.Namespace], int]) -> Callable[[argpa
         except ImportError as error:
             print(f"hauberk: {error}; install hauberk[agent]", file=sys.stderr)
             return ENVIRONMENT
-        if not arguments.socket.exists():
-            print(f"hauberk: no agent at {arguments.socket}; is hauberk-agent.service running?", file=sys.stderr)
+        try:
+            arguments.socket.lstat()
+        except OSError as error:
+            advice = "run as root" if isinstance(error, PermissionError) else "is hauberk-agent.service running?"
+            print(f"hauberk: no agent at {arguments.socket} ({error.strerror}); {advice}", file=sys.stderr)
             return ENVIRONMENT
         with grpc.insecure_channel(f"unix:{arguments.socket}") as channel:
             try:
@@ -141,7 +144,8 @@ def _workloads(stub: Any, arguments: argparse.Namespace) -> int:  # noqa: ANN401
         return DONE
     for workload in answer.workloads:
         policies = ", ".join(workload.policies) or "(bundle's default)"
-        print(f"{workload.id:>5}  {workload.state:<9} {workload.container_id:<32} {workload.cgroup:<32} {policies}")
+        line = f"{workload.id:>5}  {workload.state:<9} {workload.container_id:<32} {workload.cgroup:<32} {policies}"
+        print(_visible(line))
     return DONE
 
 
@@ -163,7 +167,14 @@ def _lines(alerts: Any, *, as_json: bool) -> Iterator[str]:  # noqa: ANN401 - a 
         else:
             where = plain["ContainerName"] or plain["ContainerID"] or "(no workload)"
             what = plain["Resource"] or plain["Data"]
-            yield (
+            yield _visible(
                 f"{plain['UpdatedTime']} {plain['Action']:<5} {plain['Operation']:<7} {what}"
                 f" by {plain['ProcessName'] or '?'} in {where}: {plain['PolicyName']} {plain['Rule']}"
             )
+
+
+def _visible(text: str) -> str:
+    """Escape what a terminal would act on: file names are a workload's choice, and a line is one alert."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from guest_agent import agent as agent_module
 from guest_agent import child, parsing
 from guest_agent.configuration import Configuration
 from hauberk.bundle import PolicyFile, create, keys, signatures
@@ -68,7 +67,7 @@ def parse_here(monkeypatch: pytest.MonkeyPatch) -> None:
             raise child.ChildError(str(refusal["kind"]), str(refusal["message"]))
         return json.loads(json.dumps(found))  # type: ignore[no-any-return] # an object by construction
 
-    monkeypatch.setattr(agent_module.child, "ask", ask)
+    monkeypatch.setattr(child, "ask", ask)
 
 
 @pytest.fixture
@@ -76,12 +75,11 @@ def configure(tmp_path: Path, fake: FakeMachine, signer: keys.PrivateKey) -> Cal
     """Write trust root, bundle and signature; return the configuration that names them."""
 
     def write(version: int = 1, default: str = "deny", policy: str = POLICY, mode: str = "sealed") -> Configuration:
-        bundle = create("demo", version, (PolicyFile("secrets.yaml", policy),), default)
-        data = bundle.encode()
+        data = create("demo", version, (PolicyFile("secrets.yaml", policy),), default)
         root = {
             "apiVersion": "hauberk/v1",
             "kind": "TrustRoot",
-            "keys": [{"name": "owner", "publicKey": signer.public.to_pem().decode()}],
+            "keys": [{"name": "owner", "publicKey": keys.public_pem(signer.public()).decode()}],
             "bundle": {"name": "demo", "minimumVersion": 1},
         }
         (tmp_path / "trust-root.json").write_text(json.dumps(root))
