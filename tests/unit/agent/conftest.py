@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from guest_agent import child, parsing
+from guest_agent.agent import Agent
 from guest_agent.configuration import Configuration
+from guest_agent.engines.simulator import SimulatedKernel, SimulatorEngine
 from hauberk.bundle import PolicyFile, create, keys, signatures
 from hauberk.bundle.keys import Algorithm
 from tests.unit.agent.machine import FakeMachine
@@ -68,6 +70,31 @@ def parse_here(monkeypatch: pytest.MonkeyPatch) -> None:
         return json.loads(json.dumps(found))  # type: ignore[no-any-return] # an object by construction
 
     monkeypatch.setattr(child, "ask", ask)
+
+
+@pytest.fixture
+def agents(fake: FakeMachine, parse_here: None) -> Iterator[Callable[..., Agent]]:
+    """Start agents on one simulated kernel; a second one follows a first one that was stopped."""
+    del parse_here
+    started: list[Agent] = []
+    kernels: list[SimulatedKernel] = []
+
+    def start(
+        configuration: Configuration,
+        faults: Mapping[str, Callable[[], None]] | None = None,
+        kernel: SimulatedKernel | None = None,
+    ) -> Agent:
+        if not kernels:
+            kernels.append(SimulatedKernel())
+        agent = Agent(configuration, SimulatorEngine(kernel or kernels[0], faults), fake.machine)
+        started.append(agent)
+        agent.start()
+        return agent
+
+    yield start
+    for agent in started:
+        agent.stop()
+        agent.engine.close()
 
 
 @pytest.fixture
