@@ -71,6 +71,7 @@ class GateSettings:
     kernel_helpers: tuple[str, ...]  # what the kernel starts by itself (modprobe, …)
     service_cgroups: tuple[str, ...]  # the service manager's own subtrees: "/init.scope", "/system.slice", …
     agent_pid: int  # the agent, in the root pid namespace: the only one to change what is enforced
+    mount_points: tuple[str, ...] = ()  # files of the measured root that a manager may mount over
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ import select
 import shutil
 import stat
 import threading
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -66,7 +66,6 @@ class BpfLsmEngine:
         self._lock = threading.RLock()
         self._library: Libbpf | None = None
         self._maps: dict[str, Map] = {}
-        self._memory: mmap.mmap | None = None
         self._ring: RingBuffer | None = None
         self._waiting: list[KernelEvent] = []
         self._records: dict[int, WorkloadRecord] = {}  # by slot
@@ -201,7 +200,6 @@ class BpfLsmEngine:
         if not self._maps:
             self._maps = {name: Map.pinned(library, self._directory / name) for name in _MAPS}
             self._regions = self._maps["tables"].information.maximum_entries
-            self._memory = mmap.mmap(self._maps["tables"].descriptor, self._regions * layout.REGION_BYTES)
             self._ring = RingBuffer(library, self._maps["events"].descriptor, self._receive)
             self._read_records()
         self._maps["agent"].put(_ZERO, layout.AGENT.pack(gate.agent_pid, 0))
@@ -218,6 +216,7 @@ class BpfLsmEngine:
             (gate.managers, layout.EXECUTABLE_MANAGER),
             (gate.helpers, layout.EXECUTABLE_HELPER),
             (gate.kernel_helpers, layout.EXECUTABLE_KERNEL),
+            (gate.mount_points, layout.MOUNT_POINT),
         ):
             for path in paths:
                 found = os.stat(path)  # noqa: PTH116 - no Path for every executable
@@ -254,7 +253,7 @@ class BpfLsmEngine:
                 key = layout.EXECUTABLE.pack(layout.kernel_device(found.st_dev), 0, found.st_ino)
                 kind = self._maps["executables"].get(key) if key in executables else None
                 if kind is not None and layout.KEY.unpack(kind)[0] & layout.EXECUTABLE_MANAGER:
-                    mark = layout.MARK.pack(layout.MARK_MANAGER, 0, 0, 0, 0, 1, 0, b"")
+                    mark = layout.MARK.pack(layout.MARK_MANAGER, 0, 0, 0, 0, 1, 0, 0, b"")
                     self._maps["marks"].put(layout.KEY.pack(descriptor), mark)
             except LibbpfError as error:
                 if error.errno != errno.ESRCH:
@@ -338,12 +337,8 @@ class BpfLsmEngine:
 
     def _place(self, table: bytes, digest: bytes) -> tuple[int, int]:
         """Where a table stands in the shared memory, in (region, words); one that is there already is shared."""
-        if self._memory is None:
-            message = "the engine is not open"
-            raise EngineError(message)
         for record in self._records.values():
-            start = record.region * layout.REGION_BYTES + record.table * 8
-            if record.digest == digest and self._memory[start : start + len(table)] == table:
+            if record.digest == digest and self._holds(record.region * layout.REGION_BYTES + record.table * 8, table):
                 return record.region, record.table
         words = len(table) // 8
         for region in range(self._regions):
@@ -354,14 +349,28 @@ class BpfLsmEngine:
                     break
                 offset = max(offset, start + length)
             if offset + words <= layout.TABLE_WORDS:
-                begin = region * layout.REGION_BYTES + offset * 8
-                self._memory[begin : begin + len(table)] = table
+                with self._window(region * layout.REGION_BYTES + offset * 8, len(table)) as (memory, start):
+                    memory[start : start + len(table)] = table
                 return region, offset
         message = (
             f"no room for a table of {len(table)} bytes in {self._regions} regions of {layout.REGION_BYTES} bytes;"
             " raise tableRegions in the agent's configuration and restart the machine"
         )
         raise EngineError(message)
+
+    def _holds(self, start: int, table: bytes) -> bool:
+        with self._window(start, len(table)) as (memory, begin):
+            return memory[begin : begin + len(table)] == table
+
+    @contextmanager
+    def _window(self, start: int, length: int) -> Iterator[tuple[mmap.mmap, int]]:
+        """Map a part of the table memory (bytes); gives the mapping and where the part starts in it.
+
+        No longer and no more than needed: all pages of a mapped map count as this process's resident memory at once.
+        """
+        within = start % mmap.ALLOCATIONGRANULARITY
+        with mmap.mmap(self._maps["tables"].descriptor, within + length, offset=start - within) as memory:
+            yield memory, within
 
     def release(self, workload_id: int) -> None:
         """Let go of a workload; see the port."""
@@ -445,9 +454,6 @@ class BpfLsmEngine:
             if self._ring is not None:
                 self._ring.close()
                 self._ring = None
-            if self._memory is not None:
-                self._memory.close()
-                self._memory = None
             for kept in self._maps.values():
                 os.close(kept.descriptor)
             self._maps.clear()

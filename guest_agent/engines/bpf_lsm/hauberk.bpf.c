@@ -137,6 +137,7 @@ struct bpf_map {
 #define FLAG_EXEC 0x20u         /* __FMODE_EXEC in f_flags: never settable from user space */
 #define FLAG_TRUNC 01000u       /* O_TRUNC */
 #define PROTECT_EXEC 0x4ul
+#define PTRACE_ATTACH_ACCESS 2u /* PTRACE_MODE_ATTACH */
 #define EXCHANGE 2u /* RENAME_EXCHANGE */
 #define MOVE 8192ul /* MS_MOVE */
 #define INODE_TYPE 0170000
@@ -157,6 +158,7 @@ struct mark {
 	__u32 device; /* of the executable */
 	__u32 self;   /* MARK_MANAGER: the executable is a manager itself, not one of its helpers */
 	__u64 inode;
+	__u64 object; /* the inode itself: an overlay of several file systems may give two files one number */
 	char path[SOURCE_BYTES];
 };
 
@@ -1209,7 +1211,7 @@ int BPF_PROG(check_exec, struct linux_binprm *program)
 	struct workload *workload = 0;
 	struct question question = {};
 	struct file *file = program->file;
-	struct inode *inode = BPF_CORE_READ(file, f_inode);
+	struct inode *inode = BPF_CORE_READ(file, f_path.dentry, d_inode);
 	__u32 slot = 0;
 
 	if (!pending)
@@ -1222,6 +1224,7 @@ int BPF_PROG(check_exec, struct linux_binprm *program)
 	pending->mark.path[0] = 0;
 	pending->mark.device = BPF_CORE_READ(inode, i_sb, s_dev);
 	pending->mark.inode = BPF_CORE_READ(inode, i_ino);
+	pending->mark.object = (__u64)inode;
 
 	if (mark && mark->kind == MARK_WORKLOAD) {
 		workload = workload_of(mark);
@@ -1312,7 +1315,8 @@ static __always_inline int on_private_mount(struct file *file)
 {
 	struct mount *mount = mount_of(BPF_CORE_READ(file, f_path.mnt));
 
-	return (__s64)BPF_CORE_READ(mount, mnt_ns) == -EINVAL; /* MNT_NS_INTERNAL, see locate() */
+	/* MNT_NS_INTERNAL, see locate(); memfds stand on such a mount too, but on the kernel's own, and are no backing files */
+	return (__s64)BPF_CORE_READ(mount, mnt_ns) == -EINVAL && !(BPF_CORE_READ(mount, mnt.mnt_sb, s_flags) & SB_KERNMOUNT);
 }
 
 static __always_inline int map_executable(struct file *file, __u32 detail)
@@ -1320,6 +1324,7 @@ static __always_inline int map_executable(struct file *file, __u32 detail)
 	struct mark *mark = mark_of(self());
 	struct workload *workload;
 	struct question question = {};
+	struct dentry *dentry;
 	struct inode *inode;
 
 	if (!mark || mark->kind == MARK_NONE)
@@ -1348,10 +1353,13 @@ static __always_inline int map_executable(struct file *file, __u32 detail)
 
 		question.where.mnt = (__u64)BPF_CORE_READ(backing, user_path.mnt);
 		question.where.dentry = (__u64)BPF_CORE_READ(backing, user_path.dentry);
-		inode = BPF_CORE_READ(backing, user_path.dentry, d_inode);
 	}
+	/* of the name's inode, not the layer's: what the exec had before it */
+	dentry = (struct dentry *)question.where.dentry;
+	inode = BPF_CORE_READ(dentry, d_inode);
 	/* its own program was judged when it was executed */
-	if (BPF_CORE_READ(inode, i_ino) == mark->inode && BPF_CORE_READ(inode, i_sb, s_dev) == mark->device)
+	if ((__u64)inode == mark->object && BPF_CORE_READ(inode, i_ino) == mark->inode &&
+	    BPF_CORE_READ(inode, i_sb, s_dev) == mark->device)
 		return 0;
 	question.inode = (__u64)inode;
 	question.ask = ASK_MAP;
@@ -1755,12 +1763,32 @@ static __always_inline int holds_pins(const struct vfsmount *mnt)
 	return !g || (g->mode == GATE_SEALED && g->pin_device && BPF_CORE_READ(mnt, mnt_sb, s_dev) == g->pin_device);
 }
 
+/*
+ * A container without a mount namespace has its mounts made in the guest's own, where they could cover what services run and read. So a
+ * manager's lineage mounts nothing there on the measured root, but for listed mount points (Kata's /etc/resolv.conf).
+ */
+static __always_inline int covers_measured_root(struct mark *mark, const struct path *target)
+{
+	struct gate *g = the_gate();
+	struct dentry *dentry = BPF_CORE_READ(target, dentry);
+
+	if (!mark || mark->kind != MARK_MANAGER)
+		return 0;
+	if (!g)
+		return 1;
+	if (g->mode != GATE_SEALED || !in_first_namespace() || BPF_CORE_READ(dentry, d_sb, s_dev) != g->root_device)
+		return 0;
+	return !(executable_kind(BPF_CORE_READ(dentry, d_inode)) & MOUNT_POINT);
+}
+
 SEC("lsm/sb_mount")
 int BPF_PROG(check_mount, const char *device, const struct path *path, const char *type, unsigned long flags)
 {
 	/* of a mount that is moved this hook is not told; in other namespaces it is not the one that keeps the pins */
 	if (sealed() && (holds_pins(path->mnt) || ((flags & MOVE) && in_first_namespace())))
 		return refuse(mark_of(self()), EVENT_PIN, DETAIL_MOUNT);
+	if (covers_measured_root(mark_of(self()), path))
+		return refuse(mark_of(self()), EVENT_MOUNT, DETAIL_MOUNT);
 	return refuse_if_path_rules(EVENT_MOUNT, DETAIL_MOUNT);
 }
 
@@ -1783,6 +1811,8 @@ int BPF_PROG(check_move_mount, const struct path *from, const struct path *to)
 {
 	if (sealed() && (is_guarded_mount(from->mnt) || holds_pins(to->mnt)))
 		return refuse(mark_of(self()), EVENT_PIN, DETAIL_MOVE_MOUNT);
+	if (covers_measured_root(mark_of(self()), to))
+		return refuse(mark_of(self()), EVENT_MOUNT, DETAIL_MOVE_MOUNT);
 	return refuse_if_path_rules(EVENT_MOUNT, DETAIL_MOVE_MOUNT);
 }
 
@@ -1807,11 +1837,25 @@ static __always_inline int may_touch(struct mark *mark, struct mark *other, int 
 	return !control || other->source == mark->source || other->source == 0;
 }
 
+/* The agent, for a manager's lineage: a host that has a manager start something must not reach it that way. */
+static __always_inline int is_agent_for_manager(struct mark *mark, struct task_struct *target)
+{
+	__u32 zero = 0;
+	struct agent *a;
+
+	if (!mark || mark->kind != MARK_MANAGER || !sealed())
+		return 0;
+	a = bpf_map_lookup_elem(&agent, &zero);
+	return !a || target->tgid == a->pid;
+}
+
 SEC("lsm/ptrace_access_check")
 int BPF_PROG(check_ptrace, struct task_struct *child, unsigned int mode)
 {
 	struct mark *mark = mark_of(self());
 
+	if (is_agent_for_manager(mark, child) && (mode & PTRACE_ATTACH_ACCESS))
+		return refuse(mark, EVENT_PTRACE, DETAIL_PTRACE);
 	if (!mark || mark->kind != MARK_WORKLOAD)
 		return 0;
 	if (may_touch(mark, mark_of(child), 1))
@@ -1836,6 +1880,8 @@ int BPF_PROG(check_kill, struct task_struct *target, void *information, int sign
 {
 	struct mark *mark = mark_of(self());
 
+	if (signal && is_agent_for_manager(mark, target))
+		return refuse(mark, EVENT_SIGNAL, DETAIL_KILL);
 	if (!mark || mark->kind != MARK_WORKLOAD || signal == 0)
 		return 0;
 	if (may_touch(mark, mark_of(target), 0))

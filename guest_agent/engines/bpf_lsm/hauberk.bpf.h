@@ -48,6 +48,7 @@ enum gate_mode { GATE_OFF, GATE_SEALED };
 #define EXECUTABLE_MANAGER 1
 #define EXECUTABLE_HELPER 2
 #define EXECUTABLE_KERNEL 4
+#define MOUNT_POINT 8 /* not executed: where a manager may mount on the measured root */
 
 struct gate {
 	__u32 mode;

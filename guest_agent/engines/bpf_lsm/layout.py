@@ -27,6 +27,7 @@ GATE_SEALED: Final = 1
 EXECUTABLE_MANAGER: Final = 1
 EXECUTABLE_HELPER: Final = 2
 EXECUTABLE_KERNEL: Final = 4
+MOUNT_POINT: Final = 8
 MARK_MANAGER: Final = 2
 
 RULES_MASK: Final = 7  # RULES_FILE | RULES_PROCESS | RULES_PATH: flags of a table's header and of a workload
@@ -38,7 +39,7 @@ AGENT: Final = struct.Struct("<II")
 WORKLOAD: Final = struct.Struct(f"<IIQIIII{DIGEST_BYTES}s{NAME_BYTES}s")
 EXECUTABLE: Final = struct.Struct("<IIQ")
 SEAL: Final = struct.Struct(f"<{DIGEST_BYTES}sII{NAME_BYTES}s")
-MARK: Final = struct.Struct("<IIIIIIQ256s")
+MARK: Final = struct.Struct("<IIIIIIQQ256s")
 EVENT: Final = struct.Struct("<QIIIIBBBBHH16s256s")
 COUNTER: Final = struct.Struct("<Q")
 
