@@ -65,6 +65,7 @@ struct dentry {
 struct vfsmount {
 	struct dentry *mnt_root;
 	struct super_block *mnt_sb;
+	int mnt_flags;
 };
 struct mount {
 	struct mount *mnt_parent;
@@ -140,6 +141,9 @@ struct bpf_map {
 #define PTRACE_ATTACH_ACCESS 2u /* PTRACE_MODE_ATTACH */
 #define EXCHANGE 2u /* RENAME_EXCHANGE */
 #define MOVE 8192ul /* MS_MOVE */
+#define REMOUNT 32ul /* MS_REMOUNT; without MS_BIND it changes the file system, not the mount */
+#define BIND 4096ul  /* MS_BIND */
+#define SHARED 0x1000 /* MNT_SHARED */
 #define INODE_TYPE 0170000
 #define INODE_FIFO 0010000
 #define INODE_CHARACTER 0020000
@@ -1764,6 +1768,15 @@ static __always_inline int holds_pins(const struct vfsmount *mnt)
 }
 
 /*
+ * A mount over the pins in another namespace hides them from nobody outside of it, unless it propagates back. Service managers make such
+ * mounts for units that protect the kernel's tunables.
+ */
+static __always_inline int covers_pins(const struct path *target)
+{
+	return holds_pins(target->mnt) && (in_first_namespace() || (BPF_CORE_READ(target, mnt, mnt_flags) & SHARED));
+}
+
+/*
  * A container without a mount namespace has its mounts made in the guest's own, where they could cover what services run and read. So a
  * manager's lineage mounts nothing there on the measured root, but for listed mount points (Kata's /etc/resolv.conf).
  */
@@ -1784,8 +1797,10 @@ static __always_inline int covers_measured_root(struct mark *mark, const struct 
 SEC("lsm/sb_mount")
 int BPF_PROG(check_mount, const char *device, const struct path *path, const char *type, unsigned long flags)
 {
+	int whole = (flags & REMOUNT) && !(flags & BIND) && holds_pins(path->mnt);
+
 	/* of a mount that is moved this hook is not told; in other namespaces it is not the one that keeps the pins */
-	if (sealed() && (holds_pins(path->mnt) || ((flags & MOVE) && in_first_namespace())))
+	if (sealed() && (whole || covers_pins(path) || ((flags & MOVE) && in_first_namespace())))
 		return refuse(mark_of(self()), EVENT_PIN, DETAIL_MOUNT);
 	if (covers_measured_root(mark_of(self()), path))
 		return refuse(mark_of(self()), EVENT_MOUNT, DETAIL_MOUNT);
@@ -1809,7 +1824,7 @@ int BPF_PROG(check_pivot_root, const struct path *old_path, const struct path *n
 SEC("lsm/move_mount")
 int BPF_PROG(check_move_mount, const struct path *from, const struct path *to)
 {
-	if (sealed() && (is_guarded_mount(from->mnt) || holds_pins(to->mnt)))
+	if (sealed() && (is_guarded_mount(from->mnt) || covers_pins(to)))
 		return refuse(mark_of(self()), EVENT_PIN, DETAIL_MOVE_MOUNT);
 	if (covers_measured_root(mark_of(self()), to))
 		return refuse(mark_of(self()), EVENT_MOUNT, DETAIL_MOVE_MOUNT);
