@@ -159,6 +159,7 @@ def test_a_damaged_rule_is_refused_or_read_as_it_stands(index: int, value: objec
 
 
 def test_what_is_no_rule_set_is_refused() -> None:
-    for value in (None, [], {}, {"rules": []}, {"rules": [], "posture": 7}, {"rules": [[]], "posture": 0}):
+    damaged: list[object] = [None, [], {}, {"rules": []}, {"rules": [], "posture": 7}, {"rules": [[]], "posture": 0}]
+    for value in damaged:
         with pytest.raises(ValueError, match=r"found|is not a valid|rule"):
             rule_set_from_json(value)
