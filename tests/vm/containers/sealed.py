@@ -26,7 +26,7 @@ from tests.vm.containers import bundle as oci
 from tests.vm.containers import rootfs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from tests.vm.containers.bundle import Bundle
     from tests.vm.containers.runtime import Completed, Runtime
@@ -212,7 +212,7 @@ class Agent:
             with self.log.open("rb") as log:
                 log.seek(offset)
                 text = log.read().decode()
-            assert self.pid and self.process is not None
+            assert self.process is not None
             assert self.process.poll() is None, text
             return '"message": "ready"' in text
 
@@ -326,7 +326,10 @@ class Parked:
                 raise OSError(ctypes.get_errno(), "unshare")
 
         self.process = subprocess.Popen(
-            ["busybox", "sleep", "1000000"], executable=PARKED, preexec_fn=park, stdin=subprocess.DEVNULL
+            ["busybox", "sleep", "1000000"],
+            executable=PARKED,
+            preexec_fn=park,  # noqa: PLW1509 - no threads here
+            stdin=subprocess.DEVNULL,
         )
 
     def state(self, *, status: str = "created", pid: int | None = None) -> bytes:

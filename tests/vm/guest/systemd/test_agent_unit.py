@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: T201 - the figures belong to the result
 """The agent as a unit of systemd, as ``deploy/systemd`` ships it: hardened, restarted, killed, and still in force.
 
 The sealed gate goes by a positive list, so that the machine's own services are what it could break: units with mounts
