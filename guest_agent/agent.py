@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+import os
 import select
 import threading
 import time
@@ -131,6 +132,7 @@ class Agent:
         self._lock = threading.RLock()
         self._busy: dict[str, _Turn] = {}
         self._stopping = threading.Event()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # readable once the agent is to end
         self._threads: list[threading.Thread] = []
 
     # ---- start and stop ----------------------------------------------------------------------------------------
@@ -140,6 +142,18 @@ class Agent:
 
         Raises StartError. What was in force before stays so, and a seal that was made stays too.
         """
+        try:
+            self._begin()
+        except BaseException:
+            if self._records is not None:
+                self._records.give_up()
+            raise
+        for name, work in (("events", self._follow_events), ("reaper", self._reap)):
+            thread = threading.Thread(target=self._guarded, args=(name, work), name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def _begin(self) -> None:
         configuration = self.configuration
         try:
             self._records = RecordStore(configuration.state_directory)
@@ -160,21 +174,16 @@ class Agent:
             OSError,
             ValueError,
         ) as error:
-            if self._records is not None:
-                self._records.give_up()
             raise StartError(str(error)) from error
         logger.info(
             "bundle %s version %d (%s) is %s, %d workload(s) taken up", policy_set.name, policy_set.version,
             policy_set.digest, "sealed" if configuration.mode == "sealed" else "loaded", len(self.registry),
         )  # fmt: skip
-        for name, work in (("events", self._follow_events), ("reaper", self._reap)):
-            thread = threading.Thread(target=self._guarded, args=(name, work), name=name, daemon=True)
-            thread.start()
-            self._threads.append(thread)
 
     def stop(self) -> None:
         """End the agent's own threads. What is in force stays in force."""
         self._stopping.set()
+        os.eventfd_write(self._wake, 1)
         for thread in self._threads:
             thread.join(timeout=5)
         self.alerts.end()
@@ -196,6 +205,7 @@ class Agent:
             managers=configuration.managers,
             helpers=configuration.helpers,
             kernel_helpers=configuration.kernel_helpers,
+            mount_points=configuration.mount_points,
             service_cgroups=configuration.service_cgroups,
             agent_pid=int(Path("/proc/self").readlink().name),
         )
@@ -370,6 +380,8 @@ class Agent:
                 # The engine never heard of it: whether it would let go is no question.
                 self.registry.abandon(workload.container_id, workload.workload_id)
                 return
+            if current is not None and current.state is State.ENFORCED:
+                return  # entirely in force: only its end lets go of it
             try:
                 self.engine.release(workload.workload_id)
             except Exception:
@@ -441,6 +453,7 @@ class Agent:
     def _follow_events(self) -> None:
         poll = select.poll()
         poll.register(self.engine.fileno(), select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
         while not self._stopping.is_set():
             poll.poll(500)
             try:

@@ -26,6 +26,7 @@ _MANAGERS: Final = (
 _HELPERS: Final = ("/usr/libexec/hauberk/hauberk-hook", "/usr/share/oci/hooks/prestart/hauberk-hook",
                    "/usr/share/oci/hooks/poststop/hauberk-hook")  # fmt: skip
 _KERNEL_HELPERS: Final = ("/sbin/modprobe",)
+_MOUNT_POINTS: Final = ("/etc/resolv.conf",)  # kata-agent binds the pod's resolver file there
 _SERVICE_CGROUPS: Final = ("/init.scope", "/system.slice", "/user.slice")
 _KEYS: Final[dict[str, str]] = {
     "mode": "mode",
@@ -38,11 +39,12 @@ _KEYS: Final[dict[str, str]] = {
     "managers": "managers",
     "helpers": "helpers",
     "kernelHelpers": "kernel_helpers",
+    "managerMountPoints": "mount_points",
     "serviceCgroups": "service_cgroups",
     "alertLog": "alert_log",
     "tableRegions": "table_regions",
 }
-_LISTS: Final = frozenset({"managers", "helpers", "kernel_helpers", "service_cgroups"})
+_LISTS: Final = frozenset({"managers", "helpers", "kernel_helpers", "mount_points", "service_cgroups"})
 _MAXIMUM_REGIONS: Final = 64
 
 
@@ -64,6 +66,7 @@ class Configuration:
     managers: tuple[str, ...] = ()
     helpers: tuple[str, ...] = ()
     kernel_helpers: tuple[str, ...] = ()
+    mount_points: tuple[str, ...] = ()
     service_cgroups: tuple[str, ...] = _SERVICE_CGROUPS
     alert_log: Path | None = None
     table_regions: int = 4  # of 4 MiB kernel memory each
@@ -108,7 +111,12 @@ def parse(value: Mapping[str, object], file: str) -> Configuration:
             f"{file}: mode: found {settings.get('mode')!r}, expected sealed or host; say which, there is no default"
         )
         raise ConfigurationError(message)
-    for name, defaults in (("managers", _MANAGERS), ("helpers", _HELPERS), ("kernel_helpers", _KERNEL_HELPERS)):
+    for name, defaults in (
+        ("managers", _MANAGERS),
+        ("helpers", _HELPERS),
+        ("kernel_helpers", _KERNEL_HELPERS),
+        ("mount_points", _MOUNT_POINTS),
+    ):
         settings.setdefault(name, tuple(entry for entry in defaults if Path(entry).is_file()))
     return Configuration(**settings)  # type: ignore[arg-type] # checked one by one above
 
