@@ -139,6 +139,7 @@ struct bpf_map {
 #define FLAG_TRUNC 01000u       /* O_TRUNC */
 #define PROTECT_EXEC 0x4ul
 #define PTRACE_ATTACH_ACCESS 2u /* PTRACE_MODE_ATTACH */
+#define READ_ONLY_AGAIN 0x1021ul     /* MS_REMOUNT | MS_BIND | MS_RDONLY */
 #define EXCHANGE 2u /* RENAME_EXCHANGE */
 #define MOVE 8192ul /* MS_MOVE */
 #define REMOUNT 32ul /* MS_REMOUNT; without MS_BIND it changes the file system, not the mount */
@@ -1802,7 +1803,8 @@ int BPF_PROG(check_mount, const char *device, const struct path *path, const cha
 	/* of a mount that is moved this hook is not told; in other namespaces it is not the one that keeps the pins */
 	if (sealed() && (whole || covers_pins(path) || ((flags & MOVE) && in_first_namespace())))
 		return refuse(mark_of(self()), EVENT_PIN, DETAIL_MOUNT);
-	if (covers_measured_root(mark_of(self()), path))
+	/* runc makes the bind mount of itself read-only before it runs from there */
+	if ((flags & READ_ONLY_AGAIN) != READ_ONLY_AGAIN && covers_measured_root(mark_of(self()), path))
 		return refuse(mark_of(self()), EVENT_MOUNT, DETAIL_MOUNT);
 	return refuse_if_path_rules(EVENT_MOUNT, DETAIL_MOUNT);
 }
