@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.vm.harness import KERNELS
-from tests.vm.harness.lane import LONG_TIMEOUT, GuestFile, guest_files, run_pytest
+from tests.vm.harness.lane import LONG_TIMEOUT, GuestFile, guest_files, run_on_all
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,19 +21,18 @@ def test_there_are_guest_side_tests() -> None:
     assert FILES
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("file", FILES, ids=str)
-def test_in_the_guest(kernel: str, file: GuestFile, tmp_path: Path) -> None:
-    assert run_pytest(kernel, [file.path], tmp_path, systemd=file.systemd) > 0
+def test_in_the_guest(file: GuestFile, tmp_path: Path) -> None:
+    passed = run_on_all(KERNELS, file, tmp_path)
+    assert set(passed) == set(KERNELS)
+    assert all(passed.values())
 
 
 if LONG_FILES:
 
     @pytest.mark.long
-    @pytest.mark.parametrize("kernel", KERNELS)
     @pytest.mark.parametrize("file", LONG_FILES, ids=str)
-    def test_long_in_the_guest(kernel: str, file: GuestFile, tmp_path: Path) -> None:
-        passed = run_pytest(
-            kernel, [file.path], tmp_path, systemd=file.systemd, only_long=True, memory="4G", timeout=LONG_TIMEOUT
-        )
-        assert passed > 0
+    def test_long_in_the_guest(file: GuestFile, tmp_path: Path) -> None:
+        passed = run_on_all(KERNELS, file, tmp_path, only_long=True, memory="4G", timeout=LONG_TIMEOUT)
+        assert set(passed) == set(KERNELS)
+        assert all(passed.values())

@@ -85,9 +85,18 @@ def _build_root(work: Path, image: Path, kernels: list[Kernel]) -> None:
     # systemd would empty /tmp at boot; the tree may lie below it.
     (tree / "etc" / "tmpfiles.d" / "tmp.conf").symlink_to("/dev/null")
     # Nothing of the guest waits for a network, a login or a time of day.
-    for unit in ("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
-                 "fstrim.timer", "getty@tty1.service", "serial-getty@ttyS0.service", "e2scrub_reap.service",
-                 "systemd-timesyncd.service", "systemd-udev-settle.service"):
+    for unit in (
+        "apt-daily.timer",
+        "apt-daily-upgrade.timer",
+        "dpkg-db-backup.timer",
+        "e2scrub_all.timer",
+        "fstrim.timer",
+        "getty@tty1.service",
+        "serial-getty@ttyS0.service",
+        "e2scrub_reap.service",
+        "systemd-timesyncd.service",
+        "systemd-udev-settle.service",
+    ):
         (tree / "etc" / "systemd" / "system" / unit).unlink(missing_ok=True)
         (tree / "etc" / "systemd" / "system" / unit).symlink_to("/dev/null")
     _make_ext4(tree, image, _ROOT_SIZE)

@@ -145,14 +145,22 @@ def _write_job(path: Path, command: Sequence[str], environment: dict[str, str], 
 def _qemu(  # noqa: PLR0913, PLR0917 - called once
     kernel: kernels.Kernel, disks: dict[str, Path], arguments: list[str], machine: _Machine, work: Path, output: int
 ) -> list[str]:
+    # thread=single: with a host thread for each processor, one may still run code that another has just patched
+    # (static keys), and the guest dies of a breakpoint nobody knows.
     append = [
-        "console=ttyS0", "panic=-1", "loglevel=4", "random.trust_cpu=on", "mitigations=off", "tsc=reliable",
-        f"lsm={_SECURITY_MODULES}", *arguments,
+        "console=ttyS0",
+        "panic=-1",
+        "loglevel=4",
+        "random.trust_cpu=on",
+        "mitigations=off",
+        "tsc=reliable",
+        f"lsm={_SECURITY_MODULES}",
+        *arguments,
     ]
     command = [
         "setpriv", "--pdeathsig", "KILL", "--",
         "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-nic", "none",
-        "-machine", "q35,usb=off,vmport=off,smm=off", "-cpu", "max", "-accel", "tcg,thread=multi",
+        "-machine", "q35,usb=off,vmport=off,smm=off", "-cpu", "max", "-accel", "tcg,thread=single",
         "-smp", str(machine.cpus), "-m", machine.memory,
         "-kernel", str(kernel.image), "-initrd", str(kernel.initramfs), "-append", " ".join(append),
         "-serial", f"file:{work / 'console'}",
