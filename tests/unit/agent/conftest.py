@@ -54,7 +54,7 @@ def fake(tmp_path: Path) -> Iterator[FakeMachine]:
 
 @pytest.fixture(scope="session")
 def signer() -> keys.PrivateKey:
-    return keys.generate(Algorithm.ED25519)
+    return keys.generate(Algorithm.ECDSA_P256)
 
 
 @pytest.fixture
