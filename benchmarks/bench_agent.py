@@ -39,7 +39,8 @@ def policy(rules: int) -> str:
     """Write a policy of so many rules: mostly paths, some directories."""
     lines = [
         "apiVersion: security.kubearmor.com/v1", "kind: KubeArmorPolicy", "metadata: {name: benchmark}", "spec:",
-        "  selector: {matchLabels: {kubearmor.io/container.name: '.*'}}", "  action: Block", "  file:", "    matchPaths:",
+        "  selector: {matchLabels: {kubearmor.io/container.name: '.*'}}", "  action: Block", "  file:",
+        "    matchPaths:",
     ]  # fmt: skip
     paths = max(1, rules - rules // 10)
     lines += [f"      - path: /srv/tenant-{n % 97}/application-{n}/configuration.key" for n in range(paths)]

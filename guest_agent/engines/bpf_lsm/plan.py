@@ -22,8 +22,8 @@ Layout of ``Table.blob`` (version 1, little endian, offsets in words of 8 bytes 
 
 READ and WRITE walk from ``file_start``, EXECUTE and MAP from ``exec_start``. Class 0 is that of paths no rule matches.
 A state below ``sinks`` is never left again. What "below" a state is: every path reached from it by one byte or more;
-its row is, entry by entry, the worst of theirs. The state is guarded when that row denies anything to anyone: 1 for READ or WRITE,
-2 for EXECUTE or MAP, since each automaton asks only for its own.
+its row is, entry by entry, the worst of theirs. The state is guarded when that row denies anything to anyone: 1 for
+READ or WRITE, 2 for EXECUTE or MAP, since each automaton asks only for its own.
 
 Equal rule sets give equal bytes, in whatever order the rules are listed.
 """

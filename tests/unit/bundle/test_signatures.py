@@ -302,3 +302,10 @@ def test_one_key_in_two_spellings_is_one_key() -> None:
 
 def test_a_private_key_does_not_show_itself() -> None:
     assert repr(a_key(Algorithm.ED25519)) == "PrivateKey(ed25519)"
+
+
+@pytest.mark.parametrize("beginning", [b"{", b" \n{", b"-----BEGIN"])
+def test_an_ed25519_signature_may_look_like_the_beginning_of_a_document(beginning: bytes) -> None:
+    """One in some 240 does."""
+    signature = beginning.ljust(64, b"x")
+    assert signatures.decode(Algorithm.ED25519, signature) == signature

@@ -224,7 +224,8 @@ def test_the_layout_keeps_its_promises(rule_set: RuleSet) -> None:
         reached_rows = [all_rows[outputs[target][0]] for target in reached[state]]
         worst = tuple(tuple(map(max, *columns, columns[0])) for columns in zip(*reached_rows, strict=True))
         assert all_rows[outputs[state][2]] == worst
-        assert outputs[state][3] == any(2 in column[4:8] for column in worst) + 2 * any(2 in column[0:4] for column in worst)
+        guarded = [any(2 in column[entries] for column in worst) for entries in (slice(4, 8), slice(4))]
+        assert outputs[state][3] == guarded[0] + 2 * guarded[1]
 
     def says_more(start: int, entries: slice) -> bool:
         return any(any(column[entries]) for state in {start} | reached[start] for column in all_rows[outputs[state][0]])
