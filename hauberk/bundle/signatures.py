@@ -72,8 +72,6 @@ def decode(algorithm: Algorithm, signature: bytes) -> bytes:
 
     Raises ``MalformedSignatureError``.
     """
-    if algorithm is Algorithm.ED25519 and len(signature) == ED25519_SIGNATURE_BYTES:
-        return signature  # any 64 bytes may be one, also such as look like the beginning of a document
     if not signature.strip():
         _malformed(
             algorithm,
@@ -82,6 +80,8 @@ def decode(algorithm: Algorithm, signature: bytes) -> bytes:
             if algorithm is Algorithm.ED25519
             else "sign again, looking at the exit code",
         )
+    if algorithm is Algorithm.ED25519 and len(signature) == ED25519_SIGNATURE_BYTES:
+        return signature  # any 64 bytes may be one, also such as look like the beginning of a document
     if len(signature) > MAXIMUM_SIGNATURE_BYTES:
         _malformed(algorithm, f"{len(signature)} bytes or more", "check that this is the signature file")
     if signature.lstrip().startswith((b"{", b"-----BEGIN")):
