@@ -43,6 +43,9 @@ SECRET: Final = "HAUBERK-SECRET"  # noqa: S105 - what the policy protects
 FORBIDDEN: Final = "/srv/secrets/app/prod/key"
 WAIT: Final = 120.0
 CLONE_NEWNS: Final = 0x00020000
+MS_BIND: Final = 4096
+MS_REC: Final = 16384
+MS_PRIVATE: Final = 1 << 18
 POLICIES: Final = {
     "secrets.yaml": """\
 apiVersion: security.kubearmor.com/v1
@@ -319,11 +322,16 @@ class Parked:
         options = oci.Options(annotations={"io.hauberk.label.app": label})
         (self.bundle / "config.json").write_text(json.dumps(oci.config(options, str(base / "rootfs"))))
         library = ctypes.CDLL(None, use_errno=True)
+        root = os.fsencode(base / "rootfs")
 
         def park() -> None:
             (self.cgroup / "cgroup.procs").write_text("0")
-            if library.unshare(CLONE_NEWNS) != 0:
-                raise OSError(ctypes.get_errno(), "unshare")
+            if (
+                library.unshare(CLONE_NEWNS) != 0
+                or library.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) != 0
+                or library.mount(root, root, None, MS_BIND, None) != 0
+            ):
+                raise OSError(ctypes.get_errno(), "a mount namespace with a root of its own")
 
         self.process = subprocess.Popen(
             ["busybox", "sleep", "1000000"],

@@ -155,7 +155,7 @@ TOLD = {
         ("/lib64/ld-linux-x86-64.so.2", "/bin/dash", "-c", "true"), "map", "/usr/bin/dash", "Block", "/usr/bin/dash"
     ),
     "read": Told(("/bin/cat", FORBIDDEN), "read", FORBIDDEN, "Block", "dir: /srv/secrets/app/"),
-    "write": Told(("/bin/touch", FORBIDDEN), "write", FORBIDDEN, "Block", "dir: /srv/secrets/app/"),
+    "write": Told(("/bin/cp", "/etc/passwd", FORBIDDEN), "write", FORBIDDEN, "Block", "dir: /srv/secrets/app/"),
     "rename": Told(
         ("/bin/mv", "/srv/secrets/app", "/srv/secrets/other"),
         "write",
@@ -283,7 +283,7 @@ def test_a_full_event_buffer_loses_counted_alerts_and_nothing_else(guest: Guest,
     questions = f"open-read\t{FORBIDDEN}\n".encode() * REFUSALS
     guest.agent.send(signal.SIGSTOP)
     try:
-        done = guest.runc.inside(held, "/usr/local/bin/prober", data=questions)
+        done = guest.runc.inside(held, "/opt/sources/prober-a", data=questions)
         answers = done.output.split()
         guest.runc.assert_held(held)
     finally:
