@@ -13,6 +13,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -216,6 +217,8 @@ def test_a_workload_cannot_register_a_container(guest: Guest, held: str) -> None
 
 def test_a_pid_that_is_no_parked_init_of_its_own_is_refused(guest: Guest, held: str) -> None:
     running = int((guest.runc.bundles[held].directory / "pid").read_text("utf-8"))
+    with subprocess.Popen(["/bin/true"]) as ended:
+        ended.wait()
     with Parked("first", BASE) as first, Parked("thief", BASE) as thief:
         assert first.register() == (True, "enforced")
         before = sealed.left()
@@ -226,7 +229,7 @@ def test_a_pid_that_is_no_parked_init_of_its_own_is_refused(guest: Guest, held: 
             (guest.agent.pid, "mount namespace"),
             (first.process.pid, "first"),
             (0, "no pid"),
-            (2**22 + 1, "does not exist"),
+            (ended.pid, "does not exist"),
         ):
             accepted, message = sealed.ask(1, thief.state(pid=pid))
             assert not accepted, pid
