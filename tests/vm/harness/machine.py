@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,9 @@ class Result:
     seconds: float
 
 
+_PREPARING = threading.Lock()
+
+
 def cache_directory(repository: Path = REPOSITORY) -> Path:
     """Give the directory of kernels and images. ``HAUBERK_VM_CACHE`` overrides, to share it between clones."""
     return Path(os.environ.get("HAUBERK_VM_CACHE") or repository / ".cache" / "vm")
@@ -98,13 +102,15 @@ def run(  # noqa: PLR0913 - the options of one boot; a settings object would onl
     if not root.exists():
         message = f"{root} does not exist: run `make setup` first"
         raise HarnessError(message)
+    with _PREPARING:  # guests may be started side by side; the image they share is made once
+        environment_image = images.prepare_environment(cache, REPOSITORY)
     nonce = f"hauberk-vm-{secrets.token_hex(16)}"
     target = out_dir or Path(tempfile.mkdtemp(prefix="hauberk-vm-out."))
     with tempfile.TemporaryDirectory(prefix="hauberk-vm.") as name:
         work = Path(name)
         disks = {
             "root": root,
-            "venv": images.prepare_environment(cache, REPOSITORY),
+            "venv": environment_image,
             "job": work / "job.tar",
             "tree": work / "tree.tar",
         }
