@@ -136,12 +136,17 @@ def gather(pid: int, config: BundleConfig, rule_set: RuleSet, machine: Machine) 
 
         expanded = expand(rule_set, forms)
         extra = mounts.rules_below(expanded)
-        expanded = replace(expanded, rules=tuple(dict.fromkeys((*expanded.rules, *extra))))
+        expanded = _with(expanded, extra)
         linked = [(entry.device, entry.inode, entry.path) for entry in resolver.hard_links(expanded)]
         names = _other_names(root, {(device, inode) for device, inode, _ in linked}) if linked else {}
         links = _link_rules(expanded, linked, names)
         aliases.update(dict.fromkeys(rule.value for rule in (*extra, *links)))
-    return WorkloadFacts(replace(expanded, rules=tuple(dict.fromkeys((*expanded.rules, *links)))), tuple(aliases))
+    return WorkloadFacts(_with(expanded, links), tuple(aliases))
+
+
+def _with(rule_set: RuleSet, more: tuple[Rule, ...]) -> RuleSet:
+    """Add rules, each once. Mostly there are none, and hashing a thousand rules is not free."""
+    return replace(rule_set, rules=tuple(dict.fromkeys((*rule_set.rules, *more)))) if more else rule_set
 
 
 class MountTable:
