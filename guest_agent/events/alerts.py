@@ -34,7 +34,7 @@ _KINDS: Final[Mapping[str, str]] = {
 }  # fmt: skip
 _OWN_REASONS: Final[Mapping[str, str]] = {
     "gate": "only registered workloads and the machine's own services may execute programs",
-    "mount": "a workload with path rules may not change its mounts",
+    "mount": "no workload with path rules changes mounts, no container manager covers the guest's own root",
     "namespace": "a workload with path rules may not make user namespaces",
     "chroot": "a workload with path rules may not change its root",
     "ptrace": "a process may not take over another one's rights",
