@@ -1207,6 +1207,20 @@ static __always_inline int gate_exec(struct mark *mark, struct pending *pending,
 	return 0;
 }
 
+/*
+ * Called once for each exec, before any file of it is checked. What an exec that failed left behind must not pass for a part of the next one,
+ * whose linux_binprm may well have the same address.
+ */
+SEC("lsm/bprm_creds_for_exec")
+int BPF_PROG(begin_exec, struct linux_binprm *program)
+{
+	struct pending *pending = bpf_task_storage_get(&pendings, self(), 0, 0);
+
+	if (pending)
+		pending->program = 0;
+	return 0;
+}
+
 SEC("lsm/bprm_check_security")
 int BPF_PROG(check_exec, struct linux_binprm *program)
 {

@@ -42,6 +42,8 @@ PINS = Path("/sys/fs/bpf/hauberk")
 PLACE = Path("/run/containers-under-test")
 HELPER = Path("/usr/local/lib/test-helper")
 PLAIN_HELPER = Path("/usr/local/lib/test-helper-without-options")
+BROKEN_HELPER = Path("/usr/local/lib/test-helper-without-interpreter")
+HELPERS = (str(HELPER), str(PLAIN_HELPER), str(BROKEN_HELPER))
 LISTED, UNLISTED = Path("/usr/local/bin/touch"), Path("/usr/local/bin/unlisted")
 SERVICES = Path("/sys/fs/cgroup/services")
 RAN = "HAS-RUN"
@@ -112,6 +114,10 @@ if action == "maps":
     report.write(open("/proc/self/maps").read())
 if action == "shell":
     tried("shell", os.execv, "/bin/sh", ["sh", "-c", "echo HAS-RUN"])
+if action == "again":
+    for turn in range(20):  # the kernel gives the next exec the memory of the one that failed
+        tried("broken", os.execv, sys.argv[3], [sys.argv[3]])
+        tried("shell", os.execv, "/bin/sh", ["sh", "-c", "echo HAS-RUN"])
 if action == "pins":
     name = sorted(entry for entry in os.listdir(pins) if "check_exec" in entry or "exec" in entry)[0]
     tried("unlink", os.unlink, pins + "/" + name)
@@ -284,12 +290,13 @@ def _prepare() -> None:
     shutil.copyfile(PROGRAMS / "preload.so", PLACE / "preload.so")
     (PLACE / "evil.sh").write_text("echo x > $EVIL\n", "utf-8")
     PLAIN_HELPER.write_text("#!/usr/bin/python3\n", "utf-8")
+    BROKEN_HELPER.write_text("#!/nowhere/interpreter\n", "utf-8")
     (PLACE / "guest").mkdir()
     subprocess.run(["mount", "--bind", "/", str(PLACE / "guest")], check=True)
     HELPER.write_text(HELPER_SOURCE, "utf-8")
     for target in (LISTED, UNLISTED):
         shutil.copyfile("/bin/busybox", target)
-    for path in (HELPER, PLAIN_HELPER, LISTED, UNLISTED):
+    for path in (HELPER, PLAIN_HELPER, BROKEN_HELPER, LISTED, UNLISTED):
         path.chmod(0o755)
 
 
@@ -314,7 +321,7 @@ def guest() -> Iterator[Guest]:
     _prepare()
     before = _works_before_the_seal()
     loader = subprocess.Popen(
-        [sys.executable, "-c", LOADER.format(helpers=(str(HELPER), str(PLAIN_HELPER)), listed=str(LISTED))],
+        [sys.executable, "-c", LOADER.format(helpers=HELPERS, listed=str(LISTED))],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
     )  # fmt: skip
     assert loader.stdin is not None
@@ -448,6 +455,16 @@ def test_a_listed_helper_runs_as_hook_and_brings_nobody_along(guest: Guest, exec
     assert [event for event in events(guest) if event.operation == "gate" and event.path.endswith("preload.so")]
     done = attempt(executable, helper_options("shell", shell), PLACE / "rootfs")
     assert reported(shell) == {"shell": "EPERM"}, done
+
+
+@pytest.mark.parametrize("executable", RUNTIMES)
+def test_a_helper_that_failed_to_start_lets_nobody_follow(guest: Guest, executable: str) -> None:
+    """A listed script lets its interpreter through for that one exec, also when that exec fails."""
+    events(guest)
+    report = PLACE / f"again-{executable}"
+    done = attempt(executable, helper_options("again", report, (), (str(BROKEN_HELPER),)), PLACE / "rootfs")
+    assert RAN not in done.output
+    assert reported(report) == {"broken": "ENOENT", "shell": "EPERM"}, done
 
 
 @pytest.mark.parametrize("executable", RUNTIMES)
