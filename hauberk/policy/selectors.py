@@ -21,6 +21,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping  # noqa: TC003 - part of a dataclass's annotations that tools evaluate
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import NoReturn
 
 from hauberk.errors import HauberkError
@@ -30,6 +31,13 @@ CONTAINER_NAME_LABEL = "kubearmor.io/container.name"
 DEFAULT_NAMESPACE = "default"
 _MAXIMUM_EXPRESSION = 1024
 _MAXIMUM_NESTING = 16
+
+
+class Scope(StrEnum):
+    """What a policy can cover: containers, or the host itself; never both."""
+
+    CONTAINER = "container"
+    HOST = "host"
 
 
 @dataclass(frozen=True, slots=True)
