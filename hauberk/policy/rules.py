@@ -42,24 +42,52 @@ class Section(StrEnum):
 
     PROCESS = "process"
     FILE = "file"
+    NETWORK = "network"  # kinds of sockets
+    DNS = "dns"  # names looked up; written in ``network``, but a list of its own
+    CAPABILITIES = "capabilities"
+    SYSCALLS = "syscalls"  # only ever Audit
+    PRESETS = "presets"  # only Audit or Block
+    DEVICE = "device"
+    INGRESS = "ingress"
+    EGRESS = "egress"
+    APPARMOR = "apparmor"  # raw text for one engine; nobody else can say what it means
 
 
 class Operation(StrEnum):
     """What is asked of an object.
 
     ``EXECUTE`` starts a program; ``MAP`` maps a file executable (``ld.so /bin/denied`` is one). ``WRITE`` is every
-    change: open for writing, create, unlink, rename, link, truncate, chmod, chown.
+    change: open for writing, create, unlink, rename, link, truncate, chmod, chown. ``SOCKET`` makes or uses a socket of
+    some kind, ``RESOLVE`` asks for a domain name, ``CAPABILITY`` uses one, ``SYSCALL`` calls the kernel, ``PRESET``
+    does what a preset is about, ``ATTACH`` plugs a device in, ``RECEIVE`` and ``SEND`` exchange packets with a peer.
     """
 
     EXECUTE = "execute"
     MAP = "map"
     READ = "read"
     WRITE = "write"
+    SOCKET = "socket"
+    RESOLVE = "resolve"
+    CAPABILITY = "capability"
+    SYSCALL = "syscall"
+    PRESET = "preset"
+    ATTACH = "attach"
+    RECEIVE = "receive"
+    SEND = "send"
 
 
 OPERATIONS_OF: dict[Section, tuple[Operation, ...]] = {
     Section.PROCESS: (Operation.EXECUTE, Operation.MAP),
     Section.FILE: (Operation.READ, Operation.WRITE),
+    Section.NETWORK: (Operation.SOCKET,),
+    Section.DNS: (Operation.RESOLVE,),
+    Section.CAPABILITIES: (Operation.CAPABILITY,),
+    Section.SYSCALLS: (Operation.SYSCALL,),
+    Section.PRESETS: (Operation.PRESET,),
+    Section.DEVICE: (Operation.ATTACH,),
+    Section.INGRESS: (Operation.RECEIVE,),
+    Section.EGRESS: (Operation.SEND,),
+    Section.APPARMOR: (),
 }
 SECTION_OF: dict[Operation, Section] = {op: section for section, ops in OPERATIONS_OF.items() for op in ops}
 
@@ -71,6 +99,18 @@ class ObjectKind(StrEnum):
     DIRECTORY = "directory"  # the directory itself and its children; with recursive, everything below it
     PATTERN = "pattern"  # AppArmor glob
     EXECNAME = "execname"  # last component of the path
+    PROTOCOL = "protocol"  # kind of socket: "tcp", "raw", …, "all"
+    DOMAIN = "domain"  # this domain and what is below it
+    CAPABILITY = "capability"  # "net_raw"
+    SYSCALL = "syscall"  # see SyscallMatch
+    PRESET = "preset"  # "filelessExec"
+    DEVICE = "device"  # see DeviceMatch
+    PEER = "peer"  # see PeerMatch
+    PROFILE = "profile"  # AppArmor text
+
+
+PATH_KINDS = frozenset({ObjectKind.PATH, ObjectKind.DIRECTORY, ObjectKind.PATTERN, ObjectKind.EXECNAME})
+"""The kinds that name files."""
 
 
 class Verdict(IntEnum):
@@ -93,8 +133,51 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceMatch:
+    """Which devices a rule is about; None: any. ``level`` is the number of ports in the chain, 1 for a root port."""
+
+    device_class: int | None = None
+    subclass: int | None = None
+    protocol: int | None = None
+    level: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PeerMatch:
+    """Which packets a rule is about.
+
+    ``cidrs`` are networks in canonical text (empty: any peer), ``interfaces`` names (empty: any), ``ports`` ranges
+    ``(first, last, protocol)`` of destination ports with "tcp", "udp" or "sctp" (empty: everything). ``quota`` is
+    ``(bytes, seconds, "pod" or "policy")``: the rule narrows to what stays within so many bytes in so many seconds.
+    """
+
+    cidrs: tuple[str, ...] = ()
+    interfaces: tuple[str, ...] = ()
+    ports: tuple[tuple[int, int, str], ...] = ()
+    quota: tuple[int, int, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SyscallMatch:
+    """Which system calls a rule is about.
+
+    ``path`` limits it to calls about this path, with ``recursive`` to what is below it; ``source_directories`` are
+    ``(directory with a slash at its end, recursive)`` and add to the rule's ``sources``.
+    """
+
+    names: tuple[str, ...]
+    path: str | None = None
+    recursive: bool = False
+    source_directories: tuple[tuple[str, bool], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
-    """One matcher with an action. ``value`` is an absolute path without trailing slash (PATH), with one (DIRECTORY)."""
+    """One matcher with an action.
+
+    ``value`` is an absolute path without trailing slash (PATH), with one (DIRECTORY); for what is not a file, the
+    canonical text for people, and ``match`` has the parts where there are several.
+    """
 
     section: Section
     kind: ObjectKind
@@ -110,6 +193,9 @@ class Rule:
     message: str = ""
     operations: tuple[Operation, ...] = ()  # empty: those of the section
     implied: bool = False
+    allowed_arguments: tuple[str, ...] = ()  # of a program; empty: any
+    terminal: bool | None = None  # False: only where there is no controlling terminal; None: both
+    match: DeviceMatch | PeerMatch | SyscallMatch | None = None
 
     def effect(self, operation: Operation, *, owner: bool) -> Verdict | None:
         """Give what the rule says about an operation on an object it matches; None when it says nothing."""
@@ -143,10 +229,21 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class RuleSet:
-    """All rules of one workload. ``posture`` is the verdict on what an allow-list leaves unmatched."""
+    """All rules of one workload.
+
+    ``posture`` is the verdict on what an allow-list leaves unmatched; ``postures`` has other ones for single sections.
+    """
 
     rules: tuple[Rule, ...]
     posture: Verdict = Verdict.DENY
+    postures: tuple[tuple[Section, Verdict], ...] = ()
+
+    def posture_of(self, section: Section) -> Verdict:
+        """Give the verdict on what an allow-list of this section leaves unmatched. DNS follows the network."""
+        postures = dict(self.postures)
+        if section is Section.DNS and section not in postures:
+            section = Section.NETWORK
+        return postures.get(section, self.posture)
 
     def is_allow_list(self, section: Section) -> bool:
         """Whether unmatched accesses of this section get the posture."""
@@ -209,7 +306,7 @@ def decide(
         decision = Decision(verdict, winner, "rule", losers)
     elif rule_set.is_allow_list(section):
         reason = f"no {section.value} rule matches and the section is an allow-list"
-        decision = Decision(rule_set.posture, None, reason, tuple(lost))
+        decision = Decision(rule_set.posture_of(section), None, reason, tuple(lost))
     else:
         reason = f"no {section.value} rule matches and the section is a deny list"
         decision = Decision(Verdict.ALLOW, None, reason, tuple(lost))

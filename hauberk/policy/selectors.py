@@ -42,13 +42,15 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class WorkloadIdentity:
-    """What is known of a workload. Empty text: not known. ``labels`` are the pod's or container's."""
+    """What is known of a workload. Empty text: not known. ``labels`` are the pod's or container's, or the host's."""
 
     name: str = ""
     namespace: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     container_name: str = ""
     image: str = ""
+    host: bool = False
+    host_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +61,12 @@ class Selector:
     within: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     container_name: str | None = None
+    scope: Scope = Scope.CONTAINER
 
     def matches(self, policy_namespace: str, workload: WorkloadIdentity) -> bool:
         """Tell whether a policy of ``policy_namespace`` with this selector covers the workload."""
+        if workload.host is not (self.scope is Scope.HOST):
+            return False
         if workload.namespace and (policy_namespace or DEFAULT_NAMESPACE) != workload.namespace:
             return False
         if not (self.labels or self.within or self.without or self.container_name is not None):
