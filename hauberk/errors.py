@@ -33,7 +33,7 @@ class FactsError(HauberkError):
 class Problem:
     """One thing that is wrong with a policy, and where.
 
-    Lines and columns count from 1; 0 means "the file as a whole".
+    Lines and columns count from 1; 0 means "the file as a whole". A ``warning`` is told and refuses nothing.
     """
 
     file: str
@@ -43,12 +43,13 @@ class Problem:
     found: str
     expected: str
     advice: str
+    warning: bool = False
 
     def __str__(self) -> str:
-        """Render as ``file:line:column: field: found X, expected Y. What to do``."""
+        """Render as ``file:line:column: [warning: ]field: found X, expected Y. What to do``."""
         place = f"{self.file}:{self.line}:{self.column}: " if self.line else f"{self.file}: "
         field = f"{self.field}: " if self.field else ""
-        return f"{place}{field}{self.describe()}"
+        return f"{place}{'warning: ' if self.warning else ''}{field}{self.describe()}"
 
     def describe(self) -> str:
         """Give the message without its place."""
