@@ -1,23 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which rules of the normal form the bpf_lsm engine holds, and why it does not hold the others.
+"""Which rules of the normal form the bpf_lsm engine holds, why it does not hold the others, and what it holds instead.
 
 The language is wider than the engines. A rule that nothing enforces must not look like protection, so whoever puts
 rules in force asks here first, rule by rule, and refuses or reports what is left; nobody may leave a rule out in
-silence. The answer is one sentence for people. It depends on the rule and on whom its policy covers, and on nothing of
-the machine.
+silence. The answer depends on the rule and on whom its policy covers, and on nothing of the machine.
+
+A machine that goes on without such a rule may become stricter by that, never more open. Rules of a section that no
+engine enforces have no effect. In a section that is enforced, a rule may have a condition that the kernel's program
+cannot see (a program's arguments, its terminal): there :func:`in_force` gives the strictest reading. An Allow rule
+then refuses what it names, and its section stays an allow-list; a Block rule refuses on both sides of its condition;
+an Audit rule, which lets pass what a wider rule may refuse, is left out.
 
 An engine that learns to hold more changes this module and nothing else.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from hauberk.policy.rules import Section
+from hauberk.policy.rules import Action, Section
 from hauberk.policy.selectors import Scope
 
 if TYPE_CHECKING:
-    from hauberk.policy.rules import Rule
+    from collections.abc import Iterable
+
+    from hauberk.policy.rules import Origin, Rule
 
 ENGINE: Final = "bpf_lsm"
 """The engine these answers are about."""
@@ -25,15 +33,88 @@ ENGINE: Final = "bpf_lsm"
 ENFORCED_SECTIONS: Final = frozenset({Section.PROCESS, Section.FILE})
 """The sections whose rules the kernel is given; each is an allow-list or deny list of its own."""
 
+_SHOWN_CHARACTERS: Final = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Unenforced:
+    """A rule that no engine enforces as it is written, in words: what it says, why not, what happens instead."""
+
+    origin: Origin
+    rule: str
+    reason: str
+    instead: str
+
+    def __str__(self) -> str:
+        """Render as ``file:line:column: policy field: rule: reason; instead``."""
+        origin = self.origin
+        place = f"{origin.file}:{origin.line}:{origin.column}: " if origin.file else ""
+        return f"{place}{origin.policy} {origin.field}: {self.rule}: {self.reason}; {self.instead}"
+
 
 def unenforced(rule: Rule, scope: Scope) -> str | None:
     """Say in one sentence why no engine enforces a rule of a policy for ``scope``; None if the engine does."""
     if scope is not Scope.CONTAINER:
         return "no engine enforces policies for the host yet, only those for containers"
     if rule.section not in ENFORCED_SECTIONS:
-        return f"no engine enforces the section {rule.section.value} yet, only {_named(ENFORCED_SECTIONS)}"
+        sections = " and ".join(section.value for section in Section if section in ENFORCED_SECTIONS)
+        return f"no engine enforces the section {rule.section.value} yet, only {sections}"
+    if rule.allowed_arguments:
+        return "no engine looks at a program's arguments (allowedArgs) yet"
+    if rule.terminal is not None:
+        return "no engine looks at whether there is a terminal (pts) yet"
     return None
 
 
-def _named(sections: frozenset[Section]) -> str:
-    return " and ".join(section.value for section in Section if section in sections)
+def report(rules: Iterable[Rule], scope: Scope) -> tuple[Unenforced, ...]:
+    """Tell of every rule that is not enforced as it is written, in the order given."""
+    return tuple(
+        Unenforced(rule.origin, _said(rule), reason, _instead(rule, scope))
+        for rule in rules
+        if (reason := unenforced(rule, scope)) is not None
+    )
+
+
+def in_force(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """Give what the engine is to hold of rules of policies for containers: none of it grants more than is written."""
+    return tuple(held for rule in rules if rule.section in ENFORCED_SECTIONS for held in _held(rule))
+
+
+def _held(rule: Rule) -> tuple[Rule, ...]:
+    """Give the strictest rules without conditions for one rule of an enforced section."""
+    reason = unenforced(rule, Scope.CONTAINER)
+    if reason is None:
+        return (rule,)
+    plain = replace(rule, allowed_arguments=(), terminal=None)
+    if rule.action is Action.BLOCK:
+        return (plain,)
+    if rule.action is Action.AUDIT:
+        return ()
+    # Beside it rather than in its place: the Allow rule, which loses to it, keeps the section an allow-list.
+    message = f"{reason}, so what the rule allows is refused"
+    return (plain, replace(plain, action=Action.BLOCK, read_only=False, owner_only=False, message=message))
+
+
+def _instead(rule: Rule, scope: Scope) -> str:
+    if scope is not Scope.CONTAINER or rule.section not in ENFORCED_SECTIONS:
+        return "it has no effect"
+    if rule.action is Action.ALLOW:
+        return "what it allows is refused, and the section stays an allow-list"
+    if rule.action is Action.AUDIT:
+        return "it is left out: what it is about is neither let pass nor told of by it"
+    return "it refuses without the condition"
+
+
+def _said(rule: Rule) -> str:
+    """Say in one line what a rule says; the text of a whole profile only by its beginning."""
+    value = rule.value if rule.value.isprintable() else " ".join(rule.value.split())
+    if len(value) > _SHOWN_CHARACTERS:
+        value = value[: _SHOWN_CHARACTERS - 1] + "…"
+    words = [rule.action.value, rule.section.value, rule.kind.value, value]
+    if rule.allowed_arguments:
+        words.append("allowedArgs")
+    if rule.terminal is not None:
+        words.append(f"pts {str(rule.terminal).lower()}")
+    if rule.sources:
+        words.append("fromSource " + ", ".join(rule.sources))
+    return " ".join(words)
