@@ -89,6 +89,8 @@ OPERATIONS_OF: dict[Section, tuple[Operation, ...]] = {
     Section.EGRESS: (Operation.SEND,),
     Section.APPARMOR: (),
 }
+PATH_SECTIONS = frozenset({Section.PROCESS, Section.FILE})
+"""The sections whose rules name files."""
 SECTION_OF: dict[Operation, Section] = {op: section for section, ops in OPERATIONS_OF.items() for op in ops}
 
 

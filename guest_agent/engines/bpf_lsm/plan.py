@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Final
 from guest_agent.engines.bpf_lsm.automaton import EMPTY_CELL, Automaton, AutomatonError, Comb, build, pack
 from hauberk.errors import HauberkError
 from hauberk.policy.globs import GlobError, Literal, Node, rule_object, to_bytes
-from hauberk.policy.rules import ObjectKind, Operation, Rule, RuleSet, Section, Verdict, decide
+from hauberk.policy.rules import PATH_SECTIONS, ObjectKind, Operation, Rule, RuleSet, Section, Verdict, decide
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,16 +121,19 @@ def fingerprint(rule_set: RuleSet) -> str:
         "posture": int(rule_set.posture),
         "rules": sorted({json.dumps(_identity(rule)) for rule in rule_set.rules}),
     }
+    if rule_set.postures:
+        document["postures"] = sorted((section.value, int(verdict)) for section, verdict in rule_set.postures)
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def compile_table(rule_set: RuleSet) -> Table:
-    """Compile a rule set whose paths are resolved.
+    """Compile a rule set whose paths are resolved. Rules that are not about paths make no table.
 
     Raises PlanError when an object or source cannot be read, or when the table would exceed a limit.
     """
     rules = _distinct(rule_set)
-    sources = tuple(sorted({source for rule in rules for source in rule.sources}, key=to_bytes))
+    named = {source for rule in rules for source in rule.sources} | rule_set.privileged_sources()
+    sources = tuple(sorted(named, key=to_bytes))
     if len(sources) >= MAXIMUM_SOURCES:
         message = (
             f"the rules name {len(sources)} different sources (fromSource), more than {MAXIMUM_SOURCES - 1};"
@@ -141,7 +144,7 @@ def compile_table(rule_set: RuleSet) -> Table:
         if not source.startswith("/") or source.endswith("/") or "\0" in source:
             message = f"found the source {source!r}, expected the absolute path of an executable; correct fromSource"
             raise PlanError(message)
-    rows = _Rows(_Decider(rules, rule_set.posture), sources)
+    rows = _Rows(_Decider(rules, rule_set), sources)
     file_rules: list[tuple[Node, int]] = []
     exec_rules: list[tuple[Node, int]] = []
     # decide() asks for WRITE when a source with rights of its own maps a file.
@@ -203,8 +206,9 @@ def _identity(rule: Rule) -> tuple[object, ...]:
 
 
 def _distinct(rule_set: RuleSet) -> tuple[Rule, ...]:
-    """Give the rules without repetitions, in an order of their own."""
-    distinct = {json.dumps(_identity(rule)): rule for rule in reversed(rule_set.rules)}
+    """Give the rules about paths without repetitions, in an order of their own."""
+    about_paths = [rule for rule in reversed(rule_set.rules) if rule.section in PATH_SECTIONS]
+    distinct = {json.dumps(_identity(rule)): rule for rule in about_paths}
     return tuple(distinct[key] for key in sorted(distinct))
 
 
@@ -236,11 +240,11 @@ class _Decider(RuleSet):
     _allow_lists: frozenset[Section]
     _privileged: frozenset[str]
 
-    def __init__(self, rules: tuple[Rule, ...], posture: Verdict) -> None:
-        super().__init__(rules, posture)
-        allow_lists = frozenset(section for section in Section if RuleSet.is_allow_list(self, section))
+    def __init__(self, rules: tuple[Rule, ...], whole: RuleSet) -> None:
+        super().__init__(rules, whole.posture, whole.postures)
+        allow_lists = frozenset(section for section in PATH_SECTIONS if whole.is_allow_list(section))
         object.__setattr__(self, "_allow_lists", allow_lists)
-        object.__setattr__(self, "_privileged", RuleSet.privileged_sources(self))
+        object.__setattr__(self, "_privileged", whole.privileged_sources())
 
     def is_allow_list(self, section: Section) -> bool:
         return section in self._allow_lists
