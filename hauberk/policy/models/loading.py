@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files -> valid policies and located problems."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from hauberk.errors import PolicyError
+from hauberk.policy import documents
+from hauberk.policy.documents import type_name
+from hauberk.policy.models.kinds import API_VERSION, KINDS, NAMESPACED, PolicyModel
+from hauberk.policy.models.messages import problem_at, translate, wrong_kind
+from hauberk.policy.models.tolerances import warnings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from hauberk.errors import Problem
+    from hauberk.policy.documents import Document, FieldPath
+
+
+class Policy:
+    """A valid document and where its parts stand."""
+
+    __slots__ = ("document", "model")
+
+    def __init__(self, model: PolicyModel, document: Document) -> None:
+        """Join a model and the document it was read from."""
+        self.model = model
+        self.document = document
+
+    @property
+    def kind(self) -> str:
+        """The document's ``kind``."""
+        return self.model.kind
+
+    @property
+    def name(self) -> str:
+        """``namespace/name``, or ``name`` where the document names no namespace or its kind has none."""
+        metadata = self.model.metadata
+        namespaced = metadata.namespace and self.kind in NAMESPACED
+        return f"{metadata.namespace}/{metadata.name}" if namespaced else metadata.name
+
+
+def load(files: Iterable[tuple[str, bytes]]) -> tuple[Policy, ...]:
+    """Read policies from ``(name for messages, content)`` pairs.
+
+    Raises :class:`hauberk.errors.PolicyError` with every problem of every document of every file, also for two
+    policies of one kind and name. Warnings are no reason to raise.
+    """
+    policies, problems = examine(files)
+    serious = [problem for problem in problems if not problem.warning]
+    if serious:
+        raise PolicyError(serious)
+    return tuple(policies)
+
+
+def examine(files: Iterable[tuple[str, bytes]]) -> tuple[list[Policy], list[Problem]]:
+    """Read policies as :func:`load` does, but give both what is valid and what is wrong, warnings included."""
+    problems: list[Problem] = []
+    policies: list[Policy] = []
+    seen: dict[tuple[str, str], Policy] = {}
+    for file, data in files:
+        for document in documents.read(data, file, problems):
+            policy = _validate(document, problems)
+            if policy is None:
+                continue
+            first = seen.setdefault((policy.kind, policy.name), policy)
+            if first is not policy:
+                path: FieldPath = ("metadata", "name")
+                place = first.document.place(path)
+                found = f"a second {policy.kind} named {policy.name!r} (first at {first.document.file}:{place.line})"
+                problems.append(problem_at(document, path, found, "each name once", "Rename one of them"))
+            policies.append(policy)
+    return policies, problems
+
+
+def _validate(document: Document, problems: list[Problem]) -> Policy | None:
+    value = document.value
+    if not isinstance(value, dict):
+        problems.append(
+            problem_at(
+                document, (), type_name(value), "a mapping with apiVersion, kind, metadata and spec", "Write a policy"
+            )
+        )
+        return None
+    if "kind" not in value:
+        expected = f"the field 'kind', one of {', '.join(KINDS)}"
+        advice = f"Add it, and apiVersion: {API_VERSION}" if "apiVersion" not in value else "Add it"
+        problems.append(problem_at(document, ("kind",), "no such field", expected, advice))
+        return None
+    kind = value["kind"]
+    model = KINDS.get(kind) if isinstance(kind, str) else None
+    if model is None:  # nothing else about it would be worth telling
+        problems.append(wrong_kind(document, kind))
+        return None
+    try:
+        policy = Policy(model.model_validate(value), document)
+    except ValidationError as errors:
+        problems.extend(translate(document, model, dict(error)) for error in errors.errors(include_url=False))
+        return None
+    problems.extend(warnings(document, policy.kind))
+    return policy

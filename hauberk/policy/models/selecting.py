@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Selectors as documents write them: of containers, of namespaces, of hosts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from hauberk.policy import selectors
+from hauberk.policy.models.base import NULL_IS_ABSENT, Strict, refuse, shown
+from hauberk.policy.models.values import LabelPair, check_label_pair
+
+
+def _nothing_for_null(value: object) -> object:
+    return [] if value is None else value
+
+
+_NULL_IS_EMPTY = BeforeValidator(_nothing_for_null)
+
+
+class MatchExpression(Strict):
+    """One element of ``matchExpressions`` for containers."""
+
+    key: Literal["label"]
+    operator: Literal["In", "NotIn"]
+    values: Annotated[list[LabelPair], Field(min_length=1)]
+
+
+class ClusterExpression(Strict):
+    """One element of ``matchExpressions`` of a cluster policy: namespaces, or labels as ``key=value``."""
+
+    key: Literal["namespace", "label"]
+    operator: Literal["In", "NotIn"]
+    values: Annotated[list[str], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _values_fit_the_key(self) -> Self:
+        for index, value in enumerate(self.values):
+            if self.key == "label":
+                check_label_pair(value, ("values", index))
+            elif not value or "=" in value:
+                refuse(
+                    "the name of a namespace", "Write the name, or use the key label", shown(value), ("values", index)
+                )
+        return self
+
+
+def _check_container_name(value: str) -> None:
+    try:
+        selectors.check_container_name(value)
+    except selectors.ExpressionError as error:
+        refuse(
+            "a list '[a, b]' of container names or a regular expression",
+            f"It has {error.message}",
+            shown(value),
+            ("matchLabels", selectors.CONTAINER_NAME_LABEL),
+        )
+
+
+class SelectorModel(Strict):
+    """``spec.selector`` of container policies."""
+
+    matchLabels: dict[str, str] = {}
+    matchExpressions: Annotated[list[MatchExpression], _NULL_IS_EMPTY, NULL_IS_ABSENT] = []
+
+    @model_validator(mode="after")
+    def _selects_something(self) -> Self:
+        if not self.matchLabels and not self.matchExpressions:
+            refuse(
+                "at least one label or expression",
+                f'Name what the policy covers; for every container write {selectors.CONTAINER_NAME_LABEL}: ".*"',
+                "a selector that selects by nothing",
+            )
+        name = self.matchLabels.get(selectors.CONTAINER_NAME_LABEL)
+        if name is not None:
+            _check_container_name(name)
+        return self
+
+
+class ClusterSelector(Strict):
+    """``spec.selector`` of cluster policies. Without expressions it covers all namespaces."""
+
+    matchExpressions: Annotated[list[ClusterExpression], _NULL_IS_EMPTY, NULL_IS_ABSENT] = []
+
+
+class NodeSelector(Strict):
+    """``spec.nodeSelector``: hosts by their labels."""
+
+    matchLabels: dict[str, str]
+
+    @model_validator(mode="after")
+    def _selects_something(self) -> Self:
+        if not self.matchLabels:
+            refuse(
+                "at least one label",
+                'Name the hosts that the policy covers; for every host write kubearmor.io/hostname: "*"',
+                "a selector that selects by nothing",
+            )
+        for label in ("kubearmor.io/hostname", "kubernetes.io/hostname"):
+            value = self.matchLabels.get(label)
+            if value is not None and not all(name.strip() for name in value.split(",")):
+                refuse(
+                    "host names with commas between them, or '*'",
+                    "Remove the comma that stands before nothing, or write a name",
+                    shown(value),
+                    ("matchLabels", label),
+                )
+        return self

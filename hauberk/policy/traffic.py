@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Texts of network policies -> values: addresses, ports, interfaces, quotas.
+
+Decided once here, for the check and for the rules. The readings are those of nftables and of Go's ``time`` package,
+which KubeArmor hands these texts to, without what these would take besides: host names, sets, service names of the
+machine at hand.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from fractions import Fraction
+from typing import NoReturn
+
+from hauberk.errors import HauberkError
+from hauberk.policy.vocabulary import SERVICES
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+MAXIMUM_QUOTA = 2**63 - 1
+"""Most bytes of a quota: what the kernel's counter holds (nft_quota refuses more)."""
+MAXIMUM_DURATION = 2**32 - 1
+"""Longest period of a quota in seconds."""
+MAXIMUM_PORT = 65535
+_MAXIMUM_INTERFACE_NAME = 15
+
+_UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3, "": 1024**3}
+_LIMIT = re.compile(r"([0-9]{1,20})(?:([KMG])B?)?")
+_DURATION = re.compile(r"(?:[0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})(?:ns|us|\u00b5s|\u03bcs|ms|s|m|h)")
+_SECONDS = {
+    "ns": Fraction(1, 10**9), "us": Fraction(1, 10**6), "\u00b5s": Fraction(1, 10**6), "\u03bcs": Fraction(1, 10**6),
+    "ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60), "h": Fraction(3600),
+}  # fmt: skip
+_INTERFACE = re.compile(r"[^\s/:*\x00]+\*?")
+
+
+class TrafficError(HauberkError):
+    """A text is not what a network policy takes at its place. ``expected`` and ``advice`` are parts of a message."""
+
+    def __init__(self, expected: str, advice: str) -> None:
+        """Take what would be right, and what to do."""
+        self.expected = expected
+        self.advice = advice
+        super().__init__(f"expected {expected}. {advice}")
+
+
+def network(text: str) -> Network:
+    """Give the network of a ``cidr``.
+
+    An address without a prefix length stands for itself alone; bits behind the prefix are cleared, as the kernel
+    compares: ``10.1.2.3/8`` is ``10.0.0.0/8``. :func:`has_host_bits` tells that there were some. Raises
+    :class:`TrafficError`.
+    """
+    address, slash, length = text.partition("/")
+    decimal = length.isascii() and length.isdigit() and len(length) <= 3  # noqa: PLR2004 - 128 is the longest
+    if "%" in text or (slash and not decimal):
+        _refuse_network()
+    try:
+        return ipaddress.ip_network(f"{address}/{int(length)}" if slash else address, strict=False)
+    except ValueError:
+        _refuse_network()
+
+
+def _refuse(expected: str, advice: str) -> NoReturn:
+    raise TrafficError(expected, advice)
+
+
+def _refuse_network() -> NoReturn:
+    _refuse("an IPv4 or IPv6 network such as 10.0.0.0/8 or fd00::/8", "Write an address, '/' and a prefix length")
+
+
+def has_host_bits(text: str) -> bool:
+    """Tell whether an accepted ``cidr`` names an address within its network rather than the network itself."""
+    return ipaddress.ip_address(text.partition("/")[0]) != network(text).network_address
+
+
+def port_number(text: str) -> int:
+    """Give the port that a number or a service's name stands for. Raises :class:`TrafficError`."""
+    if re.fullmatch(r"[1-9][0-9]{0,4}", text) and int(text) <= MAXIMUM_PORT:
+        return int(text)
+    if text.lower() in SERVICES:
+        return SERVICES[text.lower()]
+    if re.fullmatch(r"[0-9]+ *[-:] *[0-9]+", text):
+        _refuse("one port", "Write a range's first port as port, and its last as endPort")
+    if re.fullmatch(r"[-+]?[0-9]+", text):
+        _refuse(f"a port from 1 to {MAXIMUM_PORT}", "Choose one of them")
+    _refuse("a port number or the name of a well-known service", "Write the number, in quotes")
+
+
+def check_interface(text: str) -> None:
+    """Raise :class:`TrafficError` unless ``text`` names a network interface, or with ``*`` at its end several."""
+    name = text.removesuffix("*")
+    fits = len(name.encode(errors="surrogateescape")) <= _MAXIMUM_INTERFACE_NAME
+    if not (_INTERFACE.fullmatch(text) and fits) or text in (".", ".."):
+        _refuse(
+            f"the name of a network interface, at most {_MAXIMUM_INTERFACE_NAME} bytes without '/', ':' and spaces",
+            "Write a name as `ip link` shows it; '*' may stand at its end alone",
+        )
+
+
+def quota_bytes(text: str) -> int:
+    """Give the bytes of a ``limit``: digits and K, KB, M, MB, G, GB (powers of 1024); without a unit, gigabytes.
+
+    Raises :class:`TrafficError`.
+    """
+    found = _LIMIT.fullmatch(text)
+    if not found:
+        _refuse("an amount such as 500MB, 2G or 64K", "Write digits and one of the units KB, MB, GB, K, M, G")
+    number = int(found[1]) * _UNITS[found[2] or ""]
+    if number > MAXIMUM_QUOTA:
+        _refuse(f"at most {MAXIMUM_QUOTA} bytes", "Write a smaller amount; the kernel counts no further")
+    return number
+
+
+def duration_seconds(text: str) -> int:
+    """Give the seconds of a ``duration`` in Go's notation, such as ``1h30m``. Whole seconds, at least one.
+
+    Raises :class:`TrafficError`.
+    """
+    position = 0
+    total = Fraction(0)
+    while found := _DURATION.match(text, position):
+        number = found[0].rstrip("nsu\u00b5\u03bcmh")
+        total += Fraction(number) * _SECONDS[found[0][len(number) :]]
+        position = found.end()
+    if position < len(text) or not text:
+        _refuse("a duration such as 45s, 30m or 1h30m", "Write numbers, each with its unit: h, m or s")
+    if not 1 <= total <= MAXIMUM_DURATION or total.denominator != 1:
+        _refuse(f"whole seconds from 1 to {MAXIMUM_DURATION}", "Write a duration of whole seconds")
+    return int(total)
