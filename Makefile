@@ -20,11 +20,12 @@ APT := \
   clang libbpf-dev linux-libc-dev libbpf1 \
   gcc libc6-dev \
   runc crun nftables iproute2 util-linux procps kmod \
-  podman containerd \
+  podman netavark containerd \
   qemu-system-x86 debootstrap busybox-static e2fsprogs apt-utils
 # python3*: the interpreter the hook and the guest use too · clang, libbpf: BPF objects and their loader
 # gcc, libc6-dev: the programs that tests and demo run inside containers · runc … kmod: the host lane
-# podman, containerd: what starts containers with our hooks in the host lane (tests run daemons of their own, in temporary directories)
+# podman, containerd: what starts containers with our hooks in the host lane (tests run daemons of their own, in temporary directories);
+#   netavark: the smaller of the two network stacks podman may depend on
 # qemu … e2fsprogs: the VM lane
 
 BPF_SOURCES := $(wildcard guest_agent/engines/*/*.bpf.c)
