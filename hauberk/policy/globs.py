@@ -260,6 +260,11 @@ def parse(pattern: str) -> Node:
     return _Parser(pattern).parse()
 
 
+def has_wildcards(text: str) -> bool:
+    """Tell whether a text written as a path has wildcards, which no one means as characters of a name."""
+    return "*" in text or "?" in text
+
+
 def escape(path: str) -> str:
     """Give the pattern that matches exactly ``path``."""
     return "".join("\\" + character if character in "*?[]{}\\," else character for character in path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hauberk.policy import globs
 from hauberk.policy.rules import Action, ObjectKind, Origin, Rule, RuleSet, Section, Verdict, implied_rules
 from hauberk.policy.selectors import CONTAINER_NAME_LABEL, Selector, WorkloadIdentity
 
@@ -59,10 +60,11 @@ def _rules(policy: Policy) -> Iterable[Rule]:
                 )
                 levels = (entry, model, spec)
                 by_name = getattr(entry, "execname", None)
+                value = by_name if by_name is not None else getattr(entry, field)
                 yield Rule(
                     section=section,
-                    kind=ObjectKind.EXECNAME if by_name is not None else kind,
-                    value=by_name if by_name is not None else getattr(entry, field),
+                    kind=ObjectKind.EXECNAME if by_name is not None else _object_kind(kind, value),
+                    value=value,
                     action=Action(_inherited(levels, "action", Action.BLOCK)),
                     origin=origin,
                     recursive=getattr(entry, "recursive", False),
@@ -73,6 +75,11 @@ def _rules(policy: Policy) -> Iterable[Rule]:
                     tags=tuple(_inherited(levels, "tags", ())),
                     message=_inherited(levels, "message", ""),
                 )
+
+
+def _object_kind(kind: ObjectKind, value: str) -> ObjectKind:
+    """Give what the value of a list names; a path with wildcards is taken for the pattern that it is."""
+    return ObjectKind.PATTERN if kind is ObjectKind.PATH and globs.has_wildcards(value) else kind
 
 
 def _inherited(levels: Iterable[Any], name: str, default: Any) -> Any:  # noqa: ANN401 - the attribute decides the type

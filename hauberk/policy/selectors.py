@@ -10,7 +10,8 @@ Rules of the match, all of which must hold:
 * **Expressions.** With ``In`` expressions, one of their ``k=v`` must be present, and ``NotIn`` is not looked at; with
   ``NotIn`` alone, none may be.
 * **Container name** (label ``kubearmor.io/container.name``): a list ``[a, b]`` or a regular expression for the whole
-  name. A name that is not known counts as empty: ``.*`` covers every container, named or not.
+  name. A name that is not known counts as empty: ``.*`` covers every container, named or not. So does a value that
+  names none, ``""`` or ``[]``, as with KubeArmor: leaving the policy out would drop its Block rules.
 
 A selector that selects by nothing matches nothing. Regular expressions are a subset that needs no backtracking, since
 whoever names a container must not be able to stall the agent.
@@ -107,15 +108,18 @@ def name_list(value: str) -> tuple[str, ...] | None:
 
 def check_container_name(value: str) -> None:
     """Raise :class:`ExpressionError` unless the special label's value is a list of names or a usable expression."""
-    names = name_list(value)
-    if names is None:
+    if not names_none(value) and name_list(value) is None:
         parse_expression(value)
-    elif not names:
-        message = "an empty list, which matches no container; name at least one, or write '.*' for every container"
-        raise ExpressionError(message)
+
+
+def names_none(value: str) -> bool:
+    """Tell whether the special label's value names no container, and so covers every one."""
+    return not value.strip() or name_list(value) == ()
 
 
 def _name_matches(value: str, name: str) -> bool:
+    if names_none(value):
+        return True
     names = name_list(value)
     if names is not None:
         return name in names

@@ -171,6 +171,7 @@ class NetworkSpec(Attributes):
 
 class _Document(Strict):
     apiVersion: Literal["security.kubearmor.com/v1"]
+    kind: str
     metadata: Metadata
     status: Any = None
 

@@ -23,6 +23,7 @@ from hauberk.policy.models.values import (
     ExecutableName,
     FilePath,
     GlobPattern,
+    PathOrPattern,
     PresetName,
     Protocols,
     SyscallName,
@@ -74,7 +75,7 @@ class ProcessPath(_OwnedSourced):
 
     model_config = _one_of("path", "execname")
 
-    path: Annotated[FilePath | None, NOT_NULL] = None
+    path: Annotated[PathOrPattern | None, NOT_NULL] = None
     execname: Annotated[ExecutableName | None, NOT_NULL] = None
     allowedArgs: Annotated[
         Annotated[list[Argument], Field(min_length=1, max_length=MAXIMUM_ARGUMENTS)] | None, NOT_NULL
@@ -104,7 +105,7 @@ class ProcessPattern(_Owned):
 class FilePathRule(_OwnedSourced):
     """A file by path."""
 
-    path: FilePath
+    path: PathOrPattern
     readOnly: bool = False
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is accepted though it is not what the language's definition says, with a warning each.
+"""What is accepted though it is not what the language's definition says, or says less than it seems, with a warning.
 
 Published policies hold these, and each has one sensible reading. It is told, since its author may have meant another.
 Everything else that the definition refuses is refused here as well.
@@ -7,106 +7,129 @@ Everything else that the definition refuses is refused here as well.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hauberk.policy import traffic
+from hauberk.policy import globs, selectors, traffic
+from hauberk.policy.models.base import shown
 from hauberk.policy.models.kinds import NAMESPACED
 from hauberk.policy.models.messages import problem_at
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from hauberk.errors import Problem
     from hauberk.policy.documents import Document, FieldPath
 
-_NULLS = ("fromSource", "matchExpressions", "selector")
+
+class _Remark(NamedTuple):
+    """The parts of a warning."""
+
+    found: str
+    expected: str
+    advice: str
 
 
 def warnings(document: Document, kind: str) -> Iterator[Problem]:
     """Give the warnings about a valid document, in the order of its fields."""
     value: Any = document.value
     if kind not in NAMESPACED and value["metadata"].get("namespace"):
-        yield problem_at(
-            document,
-            ("metadata", "namespace"),
-            f"a namespace, which {kind} does not have",
-            "none",
-            "Remove it; it selects nothing",
-            warning=True,
-        )
-    for path, name, found in _fields(value["spec"], ("spec",)):
-        warning = _warning(document, kind, path, name, found)
-        if warning:
-            yield warning
+        remark = _Remark(f"a namespace, which {kind} does not have", "none", "Remove it; it selects nothing")
+        yield problem_at(document, ("metadata", "namespace"), *remark, warning=True)
+    for path, found in _fields(value["spec"], ("spec",)):
+        check = _CHECKS.get(str(path[-1]))
+        said = check(path, found) if check else None
+        if said:
+            yield problem_at(document, path, *said, warning=True)
     if kind == "KubeArmorHostPolicy":
         yield from _rules_without_source(document, value["spec"])
 
 
-def _fields(value: object, path: FieldPath) -> Iterator[tuple[FieldPath, str, object]]:
-    """Give each named field below a value with its path."""
+def _fields(value: object, path: FieldPath) -> Iterator[tuple[FieldPath, object]]:
+    """Give each named field below a value."""
     if isinstance(value, dict):
         for name, item in value.items():
-            yield (*path, name), name, item
+            yield (*path, name), item
             yield from _fields(item, (*path, name))
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _fields(item, (*path, index))
 
 
-def _warning(document: Document, kind: str, path: FieldPath, name: str, found: object) -> Problem | None:
-    if found is None and name in _NULLS:
-        covers = "every source" if name == "fromSource" else "all namespaces" if "Cluster" in kind else "no expression"
-        return problem_at(
-            document,
-            path,
-            "null",
-            "a value",
-            f"Remove the field, which means {covers}, as null does here",
-            warning=True,
-        )
-    if not isinstance(found, str):
+def _null(meaning: str) -> Callable[[FieldPath, object], _Remark | None]:
+    def check(_: FieldPath, found: object) -> _Remark | None:
+        if found is None:
+            return _Remark("null", "a value", f"Remove the field, which means {meaning}, as null does here")
         return None
-    if name == "dir" and not found.endswith("/"):
-        return problem_at(
-            document,
-            path,
-            f'"{found}"',
+
+    return check
+
+
+def _directory(_: FieldPath, found: object) -> _Remark | None:
+    if isinstance(found, str) and not found.endswith("/"):
+        return _Remark(
+            shown(found),
             "a '/' at the end of a directory",
-            f'Write "{found}/"; it is taken for the directory, not for a file of that name',
-            warning=True,
-        )
-    if name == "cidr" and traffic.has_host_bits(found):
-        network = traffic.network(found)
-        return problem_at(
-            document,
-            path,
-            f'"{found}", an address within {network}',
-            "the network's own address",
-            f'Write "{network}", which is what is compared, or the address with /{network.max_prefixlen} for it alone',
-            warning=True,
-        )
-    if name == "action" and found == "Allow" and path[1] == "presets":
-        return problem_at(
-            document,
-            path,
-            '"Allow"',
-            "Audit or Block",
-            "Write Block, which is what it means for a preset",
-            warning=True,
+            f"Write {shown(found + '/')}; it is taken for the directory, not for a file of that name",
         )
     return None
 
 
-def _rules_without_source(document: Document, spec: dict[str, Any]) -> Iterable[Problem]:
+def _pattern(path: FieldPath, found: object) -> _Remark | None:
+    if isinstance(found, str) and globs.has_wildcards(found) and path[-3] == "matchPaths":
+        return _Remark(
+            f"{shown(found)}, which has wildcards",
+            "a path",
+            "Move it to matchPatterns; it is taken for a pattern, not for a file with such a name",
+        )
+    return None
+
+
+def _network(_: FieldPath, found: object) -> _Remark | None:
+    if isinstance(found, str) and traffic.has_host_bits(found):
+        network = traffic.network(found)
+        return _Remark(
+            f"{shown(found)}, an address within {network}",
+            "the network's own address",
+            f'Write "{network}", which is what is compared, or the address with /{network.max_prefixlen} for it alone',
+        )
+    return None
+
+
+def _preset(path: FieldPath, found: object) -> _Remark | None:
+    if found == "Allow" and path[1] == "presets":
+        return _Remark('"Allow"', "Audit or Block", "Write Block, which is what it means for a preset")
+    return None
+
+
+def _container_name(path: FieldPath, found: object) -> _Remark | None:
+    if isinstance(found, str) and path[1] == "selector" and selectors.names_none(found):
+        return _Remark(
+            f"{shown(found)}, which names no container", "a name", 'Write ".*"; it is taken for every container'
+        )
+    return None
+
+
+_CHECKS: dict[str, Callable[[FieldPath, object], _Remark | None]] = {
+    "fromSource": _null("every source"),
+    "matchExpressions": _null("no condition"),
+    "selector": _null("all namespaces"),
+    "dir": _directory,
+    "path": _pattern,
+    "cidr": _network,
+    "action": _preset,
+    selectors.CONTAINER_NAME_LABEL: _container_name,
+}
+"""What to look at, by the field's name."""
+
+
+def _rules_without_source(document: Document, spec: dict[str, Any]) -> Iterator[Problem]:
+    remark = _Remark(
+        "a host rule without fromSource",
+        "the executables that it is about",
+        "Add fromSource; without it, the rule holds for every program of the host",
+    )
     for section, name in (("network", "matchProtocols"), ("capabilities", "matchCapabilities")):
         rules = (spec.get(section) or {}).get(name) or ()
         for index, rule in enumerate(rules):
             if "fromSource" not in rule:
-                yield problem_at(
-                    document,
-                    ("spec", section, name, index),
-                    "a host rule without fromSource",
-                    "the executables that it is about",
-                    "Add fromSource; without it, the rule holds for every program of the host",
-                    warning=True,
-                )
+                yield problem_at(document, ("spec", section, name, index), *remark, warning=True)

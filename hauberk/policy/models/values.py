@@ -46,7 +46,7 @@ def _check_components(path: str) -> None:
 
 
 def _check_literal(path: str) -> None:
-    if "*" in path or "?" in path:
+    if globs.has_wildcards(path):
         refuse("a path without wildcards", "Move it to matchPatterns, where '*' and '?' are wildcards")
 
 
@@ -59,6 +59,10 @@ def _path(path: str) -> str:
             "Remove the '/', or name a directory with dir in matchDirectories",
         )
     return path
+
+
+def _path_or_pattern(path: str) -> str:
+    return _pattern(path) if globs.has_wildcards(path) else _path(path)
 
 
 def _directory(path: str) -> str:
@@ -121,7 +125,7 @@ def _list_of(check: Callable[[str], str]) -> Callable[[str], str]:
 
     def check_all(words: str) -> str:
         for word in words.split(","):
-            check(word.replace(" ", ""))
+            check(word.strip(" "))
         return words
 
     return check_all
@@ -195,6 +199,7 @@ def _in_editors(**schema: Any) -> Any:  # noqa: ANN401 - what pydantic takes as 
     return Field(json_schema_extra=schema)
 
 
+PathOrPattern = Annotated[str, AfterValidator(_path_or_pattern), _in_editors(pattern="^/.*[^/]$")]
 FilePath = Annotated[str, AfterValidator(_path), _in_editors(pattern="^/.*[^/]$")]
 DirectoryPath = Annotated[str, AfterValidator(_directory), _in_editors(pattern="^/")]
 AnyPath = Annotated[str, AfterValidator(_path_or_directory), _in_editors(pattern="^/")]

@@ -79,10 +79,17 @@ def test_a_workload_of_which_nothing_is_known_matches_only_what_covers_every_con
     assert not Selector((("app", "web"),)).matches("", NAMELESS)
 
 
+@pytest.mark.parametrize("value", ["", " ", "[]", "[ , ]"])
+def test_a_container_name_that_names_none_covers_every_container(value: str) -> None:
+    check_container_name(value)
+    assert Selector(container_name=value).matches("", NAMELESS)
+    assert Selector(container_name=value).matches("prod", WEB)
+
+
 @pytest.mark.parametrize(
     ("expression", "words"),
     [
-        ("", "empty expression"),
+        ("^$", "empty expression"),
         ("a{2}", "counted repetition"),
         ("(a", "'(' without ')'"),
         ("a)", "')' without '('"),
@@ -98,8 +105,6 @@ def test_a_workload_of_which_nothing_is_known_matches_only_what_covers_every_con
         ("a$b", "anchors nothing"),
         ("ä*", "outside of ASCII"),
         ("x[ä]", "outside of ASCII"),
-        ("[]", "empty list"),
-        ("[ , ]", "empty list"),
         ("(" * 40 + "a" + ")" * 40, "nested"),
         ("a" * 2000, "1024"),
         (r"[^\w\W]x", "matches nothing"),
