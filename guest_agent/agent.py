@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from guest_agent import child
+from guest_agent import activation, child
 from guest_agent.api.hook_socket import HookAnswer, Stage
 from guest_agent.engines.bpf_lsm.plan import PlanError, compile_table, fingerprint
 from guest_agent.engines.port import EnforcedWorkload, EngineError, GateSettings
@@ -167,6 +167,7 @@ class Agent:
             if configuration.alert_log is not None:
                 self._sink = FileSink(configuration.alert_log)
         except (
+            activation.ActivationError,
             child.ChildError,
             EngineError,
             RegistryError,
@@ -224,6 +225,7 @@ class Agent:
         if policy_set.digest != digest:
             message = f"the parser answered for bundle {policy_set.digest}, expected {digest}; this is a defect"
             raise StartError(message)
+        activation.check(policy_set, configuration.mode)
         return policy_set
 
     def _take_up(self, records: RecordStore) -> None:
@@ -351,6 +353,7 @@ class Agent:
                 names=names,
                 policies=chosen.policies,
                 aliases=found.aliases,
+                unenforced=chosen.unenforced,
                 rule_set=found.rule_set,
             )
             table = self._tables.of(digest, found.rule_set)
@@ -513,6 +516,8 @@ class Agent:
             found.append(
                 "several policies are chosen by names the host sets: protection is that of the weakest of them"
             )
+        if policy_set is not None and policy_set.unenforced_count:
+            found.append(f"{policy_set.unenforced_count} rule(s) of the bundle are not enforced as they are written")
         if policy_set is not None and policy_set.default != "deny":
             found.append(f"containers that no policy covers get the default '{policy_set.default}'")
         if not self.configuration.helpers and self.configuration.mode == "sealed":

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MAXIMUM_MEMORY_BYTES: Final = 2 << 30
 MAXIMUM_CPU_SECONDS: Final = 60
+MAXIMUM_TOLD: Final = 1000
+"""Most unenforced rules of a bundle that are told one by one; all are counted."""
 
 
 class RequestError(Exception):
@@ -74,7 +76,8 @@ def _bundle(request: dict[str, object]) -> dict[str, object]:
     from guest_agent.trust.root import TrustRoot  # noqa: PLC0415
     from guest_agent.trust.verification import verify  # noqa: PLC0415
     from guest_agent.workloads.interchange import rule_to_json  # noqa: PLC0415
-    from hauberk.policy import models, normalise  # noqa: PLC0415
+    from hauberk.policy import coverage, models, normalise  # noqa: PLC0415
+    from hauberk.policy.selectors import Scope  # noqa: PLC0415
 
     sealed = request["sealedDigest"]
     verified = verify(
@@ -85,14 +88,26 @@ def _bundle(request: dict[str, object]) -> dict[str, object]:
     )
     bundle = verified.bundle
     policies: list[object] = []
+    unenforced: list[coverage.Unenforced] = []
     for policy in models.load((file.file, file.text.encode()) for file in bundle.policies):
         selector = normalise.selector(policy.model)
+        rules = normalise.rules(policy)
+        reported = coverage.report(rules, selector.scope)
+        unenforced += reported[: MAXIMUM_TOLD - len(unenforced)]
+        held = coverage.in_force(rules) if selector.scope is Scope.CONTAINER else ()
         policies.append(
             {
                 "name": policy.name,
                 "namespace": policy.model.metadata.namespace,
-                "selector": [selector.labels, selector.within, selector.without, selector.container_name],
-                "rules": [rule_to_json(rule) for rule in normalise.rules(policy)],
+                "selector": [
+                    selector.labels,
+                    selector.within,
+                    selector.without,
+                    selector.container_name,
+                    selector.scope.value,
+                ],
+                "rules": [rule_to_json(rule) for rule in held],
+                "unenforced": len(reported),
             }
         )
     return {
@@ -101,9 +116,14 @@ def _bundle(request: dict[str, object]) -> dict[str, object]:
         "version": bundle.version,
         "default": bundle.default.value,
         "posture": bundle.posture.value,
-        "signedBy": verified.signed_by.name,
+        "signedBy": ", ".join(key.name for key in verified.signed_by),
         "policies": policies,
-    }
+        "unenforced": [
+            [one.origin.policy, one.origin.field, one.origin.file, one.origin.line, one.origin.column, one.rule,
+             one.reason, one.instead]
+            for one in unenforced
+        ],
+    }  # fmt: skip
 
 
 def _table(request: dict[str, object]) -> dict[str, object]:

@@ -44,6 +44,7 @@ class Record:
     labels: tuple[tuple[str, str], ...]
     policies: tuple[str, ...]
     aliases: tuple[str, ...]
+    unenforced: int
     rule_set: RuleSet
 
     @classmethod
@@ -57,12 +58,13 @@ class Record:
         names: WorkloadIdentity,
         policies: tuple[str, ...],
         aliases: tuple[str, ...],
+        unenforced: int,
         rule_set: RuleSet,
     ) -> Record:
         """Put a record together."""
         return cls(
             workload_id, container_id, table_digest, identity, names.name, names.namespace, names.container_name,
-            names.image, tuple(sorted(names.labels.items())), policies, aliases, rule_set,
+            names.image, tuple(sorted(names.labels.items())), policies, aliases, unenforced, rule_set,
         )  # fmt: skip
 
     def encode(self) -> bytes:
@@ -81,6 +83,7 @@ class Record:
                 "labels": self.labels,
                 "policies": self.policies,
                 "aliases": self.aliases,
+                "unenforced": self.unenforced,
                 "ruleSet": rule_set_to_json(self.rule_set),
             }
         ).encode()  # fmt: skip
@@ -103,6 +106,7 @@ class Record:
             labels=tuple((str(key), str(value)) for key, value in found["labels"]),
             policies=tuple(map(str, found["policies"])),
             aliases=tuple(map(str, found["aliases"])),
+            unenforced=int(found["unenforced"]),
             rule_set=rule_set_from_json(found["ruleSet"]),
         )
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from guest_agent.agent import Agent
     from guest_agent.events.alerts import Alert
+    from hauberk.policy.coverage import Unenforced
 
 _THREADS: Final = 20  # 16 alert readers may follow, and each holds one
 _POLL_SECONDS: Final = 0.5
@@ -63,6 +64,7 @@ class AgentService(stubs.AgentServicer):
             status.bundle_default = policy_set.default
             status.signed_by = policy_set.signed_by
             status.policies.extend(policy.name for policy in policy_set.policies)
+            status.unenforced.extend(map(_unenforced, policy_set.unenforced))
         return status
 
     def ListWorkloads(  # noqa: N802 - gRPC's name
@@ -85,6 +87,7 @@ class AgentService(stubs.AgentServicer):
                     container_name=printable(record.container_name) if record else "",
                     namespace=printable(record.namespace) if record else "",
                     aliases=map(printable, record.aliases) if record else (),
+                    unenforced=record.unenforced if record else 0,
                 )
             )
         return messages.ListWorkloadsResponse(workloads=found)
@@ -115,6 +118,20 @@ class AgentService(stubs.AgentServicer):
                 yield _message(following)
         finally:
             subscription.close()
+
+
+def _unenforced(told: Unenforced) -> messages.UnenforcedRule:
+    origin = told.origin
+    return messages.UnenforcedRule(
+        policy=printable(origin.policy),
+        field=origin.field,
+        file=printable(origin.file),
+        line=origin.line,
+        column=origin.column,
+        rule=printable(told.rule),
+        reason=told.reason,
+        instead=told.instead,
+    )
 
 
 def _message(alert: Alert) -> messages.Alert:

@@ -17,7 +17,8 @@ All of these are chosen by whoever starts the container. Selecting by them prote
 the bundle does; two annotations that contradict each other refuse the container instead of letting one win.
 
 A container that no policy covers gets the bundle's default: ``deny`` refuses it, ``allow`` registers it without
-rules, ``audit`` registers it and tells each program it starts.
+rules, ``audit`` registers it and tells each program it starts. A policy of which no engine enforces anything covers
+nobody: it would take a container out of the default and protect it from nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from guest_agent.workloads.interchange import rule_from_json
+from hauberk.policy.coverage import Unenforced
 from hauberk.policy.normalise import POSTURES
 from hauberk.policy.rules import (
     Action,
@@ -39,7 +41,7 @@ from hauberk.policy.rules import (
     Verdict,
     implied_rules,
 )
-from hauberk.policy.selectors import Selector, WorkloadIdentity
+from hauberk.policy.selectors import Scope, Selector, WorkloadIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,6 +58,7 @@ _CRIO_LABELS: Final = "io.kubernetes.cri-o.Labels"
 _OWN_NAMESPACE: Final = "io.hauberk.namespace"
 _OWN_NAME: Final = "io.hauberk.name"
 _OWN_CONTAINER: Final = "io.hauberk.container-name"
+_SHOWN: Final = 5
 
 
 class SelectionError(Exception):
@@ -64,17 +67,25 @@ class SelectionError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """One policy of the bundle in the normal form, and whom it selects."""
+    """One policy of the bundle in the normal form, and whom it selects.
+
+    ``rules`` are what an engine is to hold of it; ``unenforced`` counts the rules that none enforces as they are
+    written.
+    """
 
     name: str
     namespace: str
     selector: Selector
     rules: tuple[Rule, ...]
+    unenforced: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class PolicySet:
-    """A verified bundle's content, as far as the agent needs it. ``default`` is "deny", "audit" or "allow"."""
+    """A verified bundle's content, as far as the agent needs it. ``default`` is "deny", "audit" or "allow".
+
+    ``unenforced`` has the first rules that no engine enforces as they are written; the policies' counts have all.
+    """
 
     digest: str
     name: str
@@ -83,6 +94,12 @@ class PolicySet:
     posture: Verdict
     signed_by: str
     policies: tuple[Policy, ...]
+    unenforced: tuple[Unenforced, ...] = ()
+
+    @property
+    def unenforced_count(self) -> int:
+        """How many rules no engine enforces as they are written."""
+        return sum(policy.unenforced for policy in self.policies)
 
     @classmethod
     def from_json(cls, value: Mapping[str, object]) -> PolicySet:
@@ -103,15 +120,20 @@ class PolicySet:
             posture=POSTURES[str(posture)],
             signed_by=str(value.get("signedBy")),
             policies=tuple(_policy(policy) for policy in policies),
+            unenforced=_unenforced(value.get("unenforced")),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The rules of one container and the policies they are from; no policies: the bundle's default."""
+    """The rules of one container and the policies they are from; no policies: the bundle's default.
+
+    ``unenforced`` counts the rules of all policies that select the container and that no engine enforces as written.
+    """
 
     rule_set: RuleSet
     policies: tuple[str, ...]
+    unenforced: int = 0
 
 
 def identify(annotations: Mapping[str, str], container_id: str) -> WorkloadIdentity:
@@ -141,23 +163,36 @@ def select(policy_set: PolicySet, identity: WorkloadIdentity) -> Selection:
 
     Raises SelectionError when no policy covers it and the bundle's default is deny.
     """
-    covering = [policy for policy in policy_set.policies if policy.selector.matches(policy.namespace, identity)]
+    selecting = [policy for policy in policy_set.policies if policy.selector.matches(policy.namespace, identity)]
+    unenforced = sum(policy.unenforced for policy in selecting)
+    covering = [policy for policy in selecting if policy.rules]
     if covering:
         written = tuple(rule for policy in covering for rule in policy.rules)
         rule_set = RuleSet((*written, *implied_rules(written)), policy_set.posture)
-        return Selection(rule_set, tuple(policy.name for policy in covering))
+        return Selection(rule_set, tuple(policy.name for policy in covering), unenforced)
     match policy_set.default:
         case "allow":
-            return Selection(RuleSet((), Verdict.ALLOW), ())
+            return Selection(RuleSet((), Verdict.ALLOW), (), unenforced)
         case "audit":
-            return Selection(RuleSet((_audited(policy_set),), Verdict.AUDIT), ())
+            return Selection(RuleSet((_audited(policy_set),), Verdict.AUDIT), (), unenforced)
         case _:
-            message = (
-                f"no policy of bundle {policy_set.name} covers container {identity.container_name or '(unnamed)'} in "
-                f"namespace {identity.namespace or '(none)'}, and the bundle's default is deny; add a policy that "
-                "selects it, or correct the container's labels"
-            )
-            raise SelectionError(message)
+            raise SelectionError(_uncovered(policy_set, identity, selecting))
+
+
+def _uncovered(policy_set: PolicySet, identity: WorkloadIdentity, selecting: list[Policy]) -> str:
+    """Say why a container is refused that gets no rules."""
+    container = f"container {identity.container_name or '(unnamed)'} in namespace {identity.namespace or '(none)'}"
+    if selecting:
+        names = ", ".join(policy.name for policy in selecting[:_SHOWN])
+        return (
+            f"{container} is covered only by policies of which no engine enforces any rule ({names}), and the default "
+            f"of bundle {policy_set.name} is deny; add a policy with process or file rules that selects it, or sign a "
+            "bundle with another default"
+        )
+    return (
+        f"no policy of bundle {policy_set.name} covers {container}, and the bundle's default is deny; add a policy "
+        "that selects it, or correct the container's labels"
+    )
 
 
 def _audited(policy_set: PolicySet) -> Rule:
@@ -204,17 +239,36 @@ def _policy(value: object) -> Policy:
         message = f"found {type(value).__name__}, expected a policy"
         raise ValueError(message)  # noqa: TRY004 - a malformed record, not a wrong argument
     try:
-        labels, within, without, container_name = value["selector"]
+        labels, within, without, container_name, scope = value["selector"]
         selector = Selector(
             tuple((str(key), str(content)) for key, content in labels),
             tuple(str(pair) for pair in within),
             tuple(str(pair) for pair in without),
             None if container_name is None else str(container_name),
+            Scope(scope),
         )
         rules = tuple(rule_from_json(rule) for rule in value["rules"])
-        return Policy(str(value["name"]), str(value["namespace"]), selector, rules)
+        unenforced = value["unenforced"]
     except (KeyError, TypeError) as error:
         message = f"found a policy without what one has ({type(error).__name__}: {error})"
+        raise ValueError(message) from error
+    if type(unenforced) is not int or unenforced < 0:
+        message = f"found {unenforced!r} unenforced rules, expected a number"
+        raise ValueError(message)
+    return Policy(str(value["name"]), str(value["namespace"]), selector, rules, unenforced)
+
+
+def _unenforced(value: object) -> tuple[Unenforced, ...]:
+    if not isinstance(value, list):
+        message = f"found {type(value).__name__}, expected the list of unenforced rules"
+        raise ValueError(message)  # noqa: TRY004 - a malformed record, not a wrong argument
+    try:
+        return tuple(
+            Unenforced(Origin(str(policy), str(field), str(file), int(line), int(column)), *map(str, told))
+            for policy, field, file, line, column, *told in value
+        )
+    except TypeError as error:
+        message = f"found an unenforced rule without what one has ({error})"
         raise ValueError(message) from error
 
 

@@ -131,6 +131,9 @@ def _status(stub: Any, arguments: argparse.Namespace) -> int:  # noqa: ANN401 - 
     for engine in status.engines:
         print(f"engine     {engine.name}: {engine.reason}")
     print(f"workloads  {status.workloads}")
+    for told in status.unenforced:
+        place = f"{told.file}:{told.line}:{told.column}: {told.policy} {told.field}"
+        print(_visible(f"unenforced {place}: {told.rule}: {told.reason}; {told.instead}"))
     print("counters   " + ", ".join(f"{name} {value}" for name, value in sorted(status.counters.items())))
     for warning in status.warnings:
         print(f"warning    {warning}")
@@ -144,6 +147,8 @@ def _workloads(stub: Any, arguments: argparse.Namespace) -> int:  # noqa: ANN401
         return DONE
     for workload in answer.workloads:
         policies = ", ".join(workload.policies) or "(bundle's default)"
+        if workload.unenforced:
+            policies += f" ({workload.unenforced} rule(s) not enforced as written)"
         line = f"{workload.id:>5}  {workload.state:<9} {workload.container_id:<32} {workload.cgroup:<32} {policies}"
         print(_visible(line))
     return DONE

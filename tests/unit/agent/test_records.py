@@ -52,6 +52,7 @@ def record(number: int = 1, rule_set: RuleSet | None = None) -> Record:
         names=WorkloadIdentity("name", "namespace", {"b": "2", "a": "1"}, "container", "image"),
         policies=("p",),
         aliases=("/other/\udcfe",),
+        unenforced=2,
         rule_set=rule_set or RuleSet((RULE,), Verdict.AUDIT),
     )
 

@@ -23,6 +23,11 @@ RULE = Rule(
 )
 
 
+POLICY: dict[str, object] = {
+    "name": "a", "namespace": "", "selector": [[], [], [], None, "container"], "rules": [], "unenforced": 1,
+}  # fmt: skip
+
+
 def policies(default: str = "deny") -> PolicySet:
     policy = Policy("shell", "", Selector(labels=(("app", "secrets"),)), (RULE,))
     return PolicySet("d" * 64, "demo", 1, default, Verdict.DENY, "owner", (policy,))
@@ -108,15 +113,19 @@ def test_an_uncovered_container_gets_the_bundles_default() -> None:
         {"version": "1"}, {"version": True}, {"policies": {}}, {"posture": "maybe"}, {"posture": []}, {"default": "x"},
         {"policies": [3]}, {"policies": [{}]},
         {"policies": [{"name": "a", "namespace": "", "selector": [], "rules": []}]},
+        {"policies": [{**POLICY, "unenforced": -1}]}, {"policies": [{**POLICY, "unenforced": True}]},
+        {"policies": [{**POLICY, "selector": [[], [], [], None, "moon"]}]},
+        {"unenforced": None}, {"unenforced": [3]}, {"unenforced": [["p", "f", "file", "x", 1, "r", "w", "i"]]},
+        {"unenforced": [["p", "f", "file", 1, 1, "r", "w"]]},
     ],
 )  # fmt: skip
 def test_a_damaged_policy_set_is_refused(change: dict[str, object]) -> None:
     whole: dict[str, object] = {
         "digest": "d", "name": "n", "version": 1, "default": "deny", "posture": "block", "signedBy": "o",
-        "policies": [],
+        "policies": [POLICY], "unenforced": [["p", "f", "file", 1, 1, "r", "w", "i"]],
     }  # fmt: skip
     assert PolicySet.from_json(whole).posture is Verdict.DENY
-    with pytest.raises(ValueError, match=r"found|not enough"):
+    with pytest.raises(ValueError, match=r"found|not enough|invalid literal|not a valid Scope"):
         PolicySet.from_json({**whole, **change})
 
 
