@@ -30,6 +30,10 @@ class WrongSignature(TrustError):  # noqa: N818
     """No key of the root made this signature for these bytes."""
 
 
+class TooFewSignatures(TrustError):  # noqa: N818
+    """Signatures of these bytes, but by fewer different keys of the root than it asks for."""
+
+
 class NameMismatch(TrustError):  # noqa: N818
     """A validly signed bundle, but for something else than this machine."""
 

@@ -16,6 +16,7 @@ from typing import NoReturn
 from guest_agent.trust.errors import MalformedTrustRoot, VerificationUnavailable
 from hauberk.bundle import canonical, document, keys
 from hauberk.bundle.errors import MalformedBundleError, MissingLibraryError, SigningKeyError, quote
+from hauberk.bundle.signatures import check_threshold
 
 API_VERSION = "hauberk/v1"
 KIND = "TrustRoot"
@@ -34,11 +35,12 @@ class TrustedKey:
 
 @dataclass(frozen=True, slots=True)
 class TrustRoot:
-    """What this machine accepts: a bundle of this name, of at least this version, signed by any one of these keys."""
+    """What this machine accepts: a bundle of this name, of at least this version, signed by enough of these keys."""
 
     keys: tuple[TrustedKey, ...]
     bundle_name: str
     minimum_version: int
+    threshold: int = 1  # how many different keys must have signed
 
     def __post_init__(self) -> None:
         """Refuse a root that trusts nobody or one key twice, however it was made. Raises ``MalformedTrustRoot``."""
@@ -57,9 +59,10 @@ class TrustRoot:
             names.add(key.name)
             by_key[key.public] = key.name
         try:
+            check_threshold(self.threshold, len(self.keys), "trust root.threshold")
             document.check_name(self.bundle_name, "trust root.bundle.name")
             document.check_version(self.minimum_version, "trust root.bundle.minimumVersion")
-        except MalformedBundleError as error:
+        except (MalformedBundleError, SigningKeyError) as error:
             raise MalformedTrustRoot(str(error)) from error
 
     @classmethod
@@ -72,7 +75,7 @@ class TrustRoot:
             found = canonical.load(data, maximum_bytes=MAXIMUM_ROOT_BYTES, what="trust root")
         except MalformedBundleError as error:
             raise MalformedTrustRoot(str(error)) from error
-        fields = _object(found, "trust root", ("apiVersion", "kind", "keys", "bundle"))
+        fields = _object(found, "trust root", ("apiVersion", "kind", "keys", "bundle"), optional=("threshold",))
         for name, expected in (("apiVersion", API_VERSION), ("kind", KIND)):
             if fields[name] != expected:
                 advice = "use the Hauberk that this trust root was written for"
@@ -82,12 +85,17 @@ class TrustRoot:
             _refuse("trust root.keys", type(entries).__name__, "a list of keys", "correct it")
         if len(entries) > MAXIMUM_KEYS:
             _refuse("trust root.keys", f"{len(entries)} keys", f"1 to {MAXIMUM_KEYS}", "name the keys that may sign")
+        threshold = fields.get("threshold", 1)
+        if not isinstance(threshold, int) or isinstance(threshold, bool):
+            expected = "an integer: how many different keys must sign"
+            _refuse("trust root.threshold", quote(threshold), expected, "correct it")
         bundle = _object(fields["bundle"], "trust root.bundle", ("name", "minimumVersion"))
         try:
             return cls(
                 keys=tuple(_key(entry, f"trust root.keys[{index}]") for index, entry in enumerate(entries)),
                 bundle_name=document.check_name(bundle["name"], "trust root.bundle.name"),
                 minimum_version=document.check_version(bundle["minimumVersion"], "trust root.bundle.minimumVersion"),
+                threshold=threshold,
             )
         except MissingLibraryError as error:
             raise VerificationUnavailable(str(error)) from error
@@ -105,16 +113,16 @@ def _key(found: object, where: str) -> TrustedKey:
     return TrustedKey(name, keys.load_public(pem.encode(), f"{where}.publicKey"))
 
 
-def _object(found: object, where: str, names: tuple[str, ...]) -> dict[str, object]:
+def _object(found: object, where: str, names: tuple[str, ...], *, optional: tuple[str, ...] = ()) -> dict[str, object]:
     if not isinstance(found, dict):
         _refuse(where, type(found).__name__, f"an object with the fields {', '.join(names)}", "correct it")
     if missing := [name for name in names if name not in found]:
         _refuse(where, f"no field {', '.join(missing)}", f"the fields {', '.join(names)}", "add it")
-    if unknown := sorted(set(found) - set(names)):
+    if unknown := sorted(set(found) - set(names) - set(optional)):
         _refuse(
             where,
             f"the unknown field {quote(unknown[0])}",
-            f"no fields but {', '.join(names)}",
+            f"no fields but {', '.join((*names, *optional))}",
             "correct its name or remove it",
         )
     return found

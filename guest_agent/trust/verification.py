@@ -15,7 +15,7 @@ The states of a boot, ``EMPTY -> VERIFIED -> SEALED``, are values, not objects t
 
 Invariants:
 
-* There is a :class:`VerifiedBundle` only of bytes that a key of the root signed, whose name is the root's, whose
+* There is a :class:`VerifiedBundle` only of bytes that enough keys of the root signed, whose name is the root's, whose
   version is at or above the floor; and, once there is a digest, whose digest is that one. A valid seal replaces none
   of the checks.
 * One bundle a boot. A newer one is accepted at the next boot, not now.
@@ -42,6 +42,7 @@ from guest_agent.trust.errors import (
     NameMismatch,
     NothingVerified,
     NotTheSealedBundle,
+    TooFewSignatures,
     VerificationUnavailable,
     VersionBelowFloor,
     WrongSignature,
@@ -51,6 +52,8 @@ from hauberk.bundle.errors import (
     MalformedBundleError,
     MalformedSignatureError,
     MissingLibraryError,
+    SignatureError,
+    TooFewSignaturesError,
     WrongSignatureError,
     quote,
 )
@@ -72,10 +75,10 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VerifiedBundle:
-    """A bundle that passed every check of :func:`verify`, and the key whose signature it was."""
+    """A bundle that passed every check of :func:`verify`, and the keys whose signatures it carries."""
 
     bundle: Bundle
-    signed_by: TrustedKey
+    signed_by: tuple[TrustedKey, ...]  # distinct, as many as the root asks for or more, in the root's order
 
     @property
     def digest(self) -> str:
@@ -101,7 +104,7 @@ def verify(
         _check_seal(
             sealed_digest, sha256(bundle_bytes).hexdigest(), "this boot is sealed with", "reboot for another one"
         )
-    key = _signer(root, bundle_bytes, signature_bytes)
+    signed_by = _signers(root, bundle_bytes, signature_bytes)
     try:
         bundle = document.parse(bundle_bytes)
     except MalformedBundleError as error:
@@ -119,7 +122,7 @@ def verify(
             " this machine was built with: deliver a newer bundle"
         )
         raise VersionBelowFloor(message)
-    return VerifiedBundle(bundle, key)
+    return VerifiedBundle(bundle, signed_by)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,19 +183,21 @@ def _check_seal(sealed: str, found: str, what: str, action: str) -> None:
         raise NotTheSealedBundle(message)
 
 
-def _signer(root: TrustRoot, data: bytes, signature: bytes) -> TrustedKey:
-    """Give the first key of the root that made this signature."""
-    reasons: list[str] = []
-    well_formed = False
-    for key in root.keys:
-        try:
-            signatures.verify(key.public, data, signature)
-        except MissingLibraryError as error:
-            raise VerificationUnavailable(str(error)) from error
-        except (MalformedSignatureError, WrongSignatureError) as error:
-            well_formed = well_formed or isinstance(error, WrongSignatureError)
-            reasons.append(f"key {key.name}: {error}")
-        else:
-            return key
-    message = "; ".join(reasons)
-    raise WrongSignature(message) if well_formed else MalformedSignature(message)
+def _signers(root: TrustRoot, data: bytes, signature: bytes) -> tuple[TrustedKey, ...]:
+    """Give the keys of the root that made this signature: as many as the root asks for, or more."""
+    try:
+        found = signatures.verify_any([key.public for key in root.keys], root.threshold, data, signature)
+    except MissingLibraryError as error:
+        raise VerificationUnavailable(str(error)) from error
+    except MalformedSignatureError as error:
+        raise MalformedSignature(_with_names(root, error)) from error
+    except WrongSignatureError as error:
+        raise WrongSignature(_with_names(root, error)) from error
+    except TooFewSignaturesError as error:
+        raise TooFewSignatures(_with_names(root, error)) from error
+    return tuple(key for key in root.keys if key.public in found)
+
+
+def _with_names(root: TrustRoot, error: SignatureError) -> str:
+    keys = ", ".join(f"{key.name} {key.public.fingerprint[:16]}" for key in root.keys)
+    return f"{'; '.join(error.problems)} (keys of the trust root: {keys})"

@@ -19,6 +19,7 @@ from hauberk.bundle.errors import (
     PolicyFilesError,
     SignatureError,
     SigningKeyError,
+    TooFewSignaturesError,
     WrongSignatureError,
 )
 
@@ -37,6 +38,7 @@ __all__ = [
     "Posture",
     "SignatureError",
     "SigningKeyError",
+    "TooFewSignaturesError",
     "WrongSignatureError",
     "build",
     "create",

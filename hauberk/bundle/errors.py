@@ -44,6 +44,10 @@ class WrongSignatureError(SignatureError):
     """A signature in the right form, but not of these bytes by this key."""
 
 
+class TooFewSignaturesError(SignatureError):
+    """Signatures of fewer different known keys than are needed."""
+
+
 class MissingLibraryError(BundleError):
     """The ``cryptography`` library is not installed; nothing can be signed or verified without it."""
 

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DSSE envelopes (Dead Simple Signing Envelope 1.0.2): one bundle, signed by several people.
+
+What is signed is not the bundle but its pre-authentication encoding: the payload's type and the payload, each after its
+length in bytes. So a signature made for another kind of document is none for a bundle, and one of a bare file is none
+for an envelope. The type is :data:`PAYLOAD_TYPE` and no other. It carries no version: the bundle says its own.
+
+The envelope repeats the bundle as its payload. It must be the bundle's bytes, in standard or URL-safe base64 as the
+specification asks, and is only compared, never decoded and used: what is parsed are the bytes delivered as the bundle.
+
+``keyid`` is a hint that anybody can write. It is not looked at: every signature is tried with every key. A signature of
+no known key is passed over, for others may trust other keys; one signature counts for one key and one key counts once.
+
+The specification wants unknown fields ignored. They are, except those that are a known name but for upper and lower
+case: some JSON readers make no difference there, and would read another document.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from hauberk.bundle import detached, envelope
+from hauberk.bundle.encoding import decode_base64, encode_base64, encode_base64_url
+from hauberk.bundle.errors import MalformedSignatureError, WrongSignatureError, quote
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from hauberk.bundle.keys import PrivateKey, PublicKey
+
+PAYLOAD_TYPE = "application/vnd.hauberk.bundle+json"
+MAXIMUM_SIGNATURES = 32
+_SIGN_AGAIN = "sign again with `hauberk bundle sign --format dsse`"
+_FIELDS = ("payload", "payloadType", "signatures")
+_SIGNATURE_FIELDS = ("keyid", "sig")
+
+
+def pre_authentication_encoding(data: bytes, payload_type: str = PAYLOAD_TYPE) -> bytes:
+    """Give the bytes that are signed (PAE of the DSSE protocol). Lengths count bytes, also those of the type."""
+    name = payload_type.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(name), name, len(data), data)
+
+
+def is_dsse(document: Mapping[str, object]) -> bool:
+    """Whether a JSON object is to be read as a DSSE envelope."""
+    return "payloadType" in document
+
+
+def read(document: Mapping[str, object], data: bytes) -> tuple[bytes, ...]:
+    """Give the signatures of an envelope of ``data``, in their binary form and their order, none of them verified.
+
+    Raises ``MalformedSignatureError``; ``WrongSignatureError`` if the envelope is of something else.
+    """
+    _no_other_case(document, "signature", _FIELDS)
+    envelope.require(document, "signature", *_FIELDS)
+    payload_type = envelope.text(document["payloadType"], "signature.payloadType")
+    if payload_type != PAYLOAD_TYPE:
+        message = f"signature.payloadType: found {quote(payload_type)}, expected {quote(PAYLOAD_TYPE)}: {_SIGN_AGAIN}"
+        raise WrongSignatureError(message)
+    payload = envelope.ascii_bytes(envelope.text(document["payload"], "signature.payload"), "signature.payload")
+    if payload not in (encode_base64(data), encode_base64_url(data)):
+        message = (
+            f"signature.payload: found other bytes than base64 of these {len(data)}, expected the very bundle that was"
+            f" given: take the envelope that belongs to it, or {_SIGN_AGAIN}"
+        )
+        raise WrongSignatureError(message)
+    entries = envelope.sequence(document["signatures"], "signature.signatures", MAXIMUM_SIGNATURES)
+    return tuple(_signature(entry, f"signature.signatures[{index}]") for index, entry in enumerate(entries))
+
+
+def signers(keys: Sequence[PublicKey], data: bytes, signatures: Sequence[bytes]) -> tuple[tuple[PublicKey, ...], int]:
+    """Give the distinct keys among ``keys`` that signed, in their order, and how many signatures are of none of them.
+
+    The keys must be distinct.
+    """
+    signed = pre_authentication_encoding(data)
+    found: set[PublicKey] = set()
+    unknown = 0
+    for signature in signatures:
+        for key in keys:
+            if _is_by(key, signed, signature):
+                found.add(key)
+                break
+        else:
+            unknown += 1
+    return tuple(key for key in keys if key in found), unknown
+
+
+def signs_bare_data(keys: Sequence[PublicKey], data: bytes, signatures: Sequence[bytes]) -> bool:
+    """Whether one of the signatures is of the bundle itself instead of its encoding: a common mistake, for texts."""
+    return any(_is_by(key, data, signature) for signature in signatures for key in keys)
+
+
+def write(data: bytes, entries: Sequence[Mapping[str, object]]) -> bytes:
+    """Write an envelope of ``data`` with these entries of ``signatures``."""
+    document = {
+        "payload": encode_base64(data).decode(),
+        "payloadType": PAYLOAD_TYPE,
+        "signatures": list(entries),
+    }
+    return json.dumps(document, indent=1).encode() + b"\n"
+
+
+def add_signature(key: PrivateKey, data: bytes, existing: bytes | None = None) -> tuple[bytes, bool]:
+    """Sign ``data`` and give the envelope: a new one, or ``existing`` with one signature more; and whether it changed.
+
+    It does not if the key's signature is in it already. Signatures of others are kept as they are, verified or not:
+    only who holds their keys can tell. Raises ``SignatureError`` if ``existing`` is no envelope of ``data``.
+    """
+    entries: list[dict[str, object]] = []
+    if existing is not None:
+        document = envelope.load(existing)
+        if not is_dsse(document):
+            envelope.refuse("signature", "JSON that is no DSSE envelope", "one to add to", "name another output file")
+        signatures = read(document, data)
+        if signers((key.public(),), data, signatures)[0]:
+            return existing, False
+        if len(signatures) >= MAXIMUM_SIGNATURES:
+            expected = f"room for one more (at most {MAXIMUM_SIGNATURES})"
+            envelope.refuse("signature.signatures", f"{len(signatures)} entries", expected, "remove what is not needed")
+        found = envelope.sequence(document["signatures"], "signature.signatures", MAXIMUM_SIGNATURES)
+        entries = [envelope.mapping(entry, "signature.signatures") for entry in found]
+    made = detached.sign(key, pre_authentication_encoding(data))
+    entries.append({"keyid": key.public().fingerprint, "sig": encode_base64(made).decode()})
+    return write(data, entries), True
+
+
+def _signature(entry: object, where: str) -> bytes:
+    fields = envelope.mapping(entry, where)
+    _no_other_case(fields, where, _SIGNATURE_FIELDS)
+    envelope.require(fields, where, "sig")
+    if "keyid" in fields:
+        envelope.text(fields["keyid"], f"{where}.keyid")
+    sig = envelope.ascii_bytes(envelope.text(fields["sig"], f"{where}.sig"), f"{where}.sig")
+    if len(sig) > detached.MAXIMUM_DETACHED_BYTES:
+        expected = f"at most {detached.MAXIMUM_DETACHED_BYTES}"
+        envelope.refuse(f"{where}.sig", f"{len(sig)} characters", expected, _SIGN_AGAIN)
+    try:
+        return decode_base64(sig, url_safe=True)
+    except ValueError as error:
+        envelope.refuse(f"{where}.sig", str(error), "base64 of one signature", _SIGN_AGAIN)
+
+
+def _is_by(key: PublicKey, signed: bytes, signature: bytes) -> bool:
+    try:
+        return detached.is_valid(key, signed, detached.check_form(key.algorithm, signature))
+    except MalformedSignatureError:
+        return False  # of a key of another kind
+
+
+def _no_other_case(found: Mapping[str, object], where: str, names: Sequence[str]) -> None:
+    for name in found:
+        if name not in names and name.casefold() in {known.casefold() for known in names}:
+            expected = f"the fields {', '.join(names)} in this spelling"
+            envelope.refuse(where, f"the field {quote(name)}", expected, _SIGN_AGAIN)
