@@ -60,6 +60,7 @@ _PAUSE_AFTER_ERROR_SECONDS: Final = 0.5
 _RESERVED_IDS: Final = 256
 """So many workload ids are reserved on disk at a time: an agent that is killed skips the rest of them."""
 _MAXIMUM_BUNDLE_BYTES: Final = 8 << 20
+_MAXIMUM_SIGNATURE_BYTES: Final = 12 << 20  # an envelope holds the bundle too, in base64
 _MAXIMUM_SMALL_BYTES: Final = 1 << 20
 
 _REFUSALS: Final = (
@@ -217,7 +218,7 @@ class Agent:
         request = {
             "trustRoot": _base64(_read_bounded(configuration.trust_root, _MAXIMUM_SMALL_BYTES)),
             "bundle": _base64(bundle),
-            "signature": _base64(_read_bounded(configuration.bundle_signature, _MAXIMUM_SMALL_BYTES)),
+            "signature": _base64(_read_bounded(configuration.bundle_signature, _MAXIMUM_SIGNATURE_BYTES)),
             "sealedDigest": sealed,
         }
         policy_set = selection.PolicySet.from_json(child.ask("bundle", request))
