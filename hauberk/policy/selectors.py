@@ -13,8 +13,8 @@ Rules of the match, all of which must hold:
   name. A name that is not known counts as empty: ``.*`` covers every container, named or not. So does a value that
   names none, ``""`` or ``[]``, as with KubeArmor: leaving the policy out would drop its Block rules.
 
-A selector that selects by nothing matches nothing. Regular expressions are a subset that needs no backtracking, since
-whoever names a container must not be able to stall the agent.
+A selector that selects by nothing covers the whole namespace, as with KubeArmor. Regular expressions are a subset that
+needs no backtracking, since whoever names a container must not be able to stall the agent.
 """
 
 from __future__ import annotations
@@ -69,8 +69,6 @@ class Selector:
         if workload.host is not (self.scope is Scope.HOST):
             return False
         if workload.namespace and (policy_namespace or DEFAULT_NAMESPACE) != workload.namespace:
-            return False
-        if not (self.labels or self.within or self.without or self.container_name is not None):
             return False
         if any(workload.labels.get(key) != value for key, value in self.labels):
             return False

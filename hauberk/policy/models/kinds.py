@@ -85,7 +85,7 @@ class ContainerSpec(_Spec):
 
     model_config = _rules_required("process", "file", "network", "capabilities", "syscalls", "presets", "apparmor")
 
-    selector: SelectorModel
+    selector: SelectorModel = SelectorModel()
     network: Annotated[NetworkSection | None, NOT_NULL] = None
     presets: Annotated[_Presets | None, NOT_NULL] = None
 
@@ -140,23 +140,24 @@ class NetworkSpec(Attributes):
     def _one_subject(self) -> Self:
         if not self.ingress and not self.egress:
             refuse("ingress or egress", "Add entries, or remove the document", "a policy without rules")
-        if self.nodeSelector and self.selector:
+        if self.nodeSelector and self._of_containers():
             refuse(
                 "one of them: a policy is for hosts or for containers",
                 "Remove one, or make two policies",
                 "both nodeSelector and selector",
                 ("selector",),
             )
-        if self.nodeSelector is None and self.selector is None:
+        if not self.nodeSelector and not self._of_containers():
             refuse(
-                "exactly one of them", 'For every host write nodeSelector with the label kubearmor.io/hostname: "*"',
+                "exactly one of them",
+                'For every host write nodeSelector with the label kubearmor.io/hostname: "*"',
                 "neither nodeSelector nor selector",
-            )  # fmt: skip
+            )
         return self
 
     @model_validator(mode="after")
     def _containers_have_quotas_alone(self) -> Self:
-        entries = (("ingress", self.ingress), ("egress", self.egress)) if self.selector else ()
+        entries = (("ingress", self.ingress), ("egress", self.egress)) if self._of_containers() else ()
         for name, of_direction in entries:
             for index, entry in enumerate(of_direction):
                 if entry.limit is None:
@@ -167,6 +168,9 @@ class NetworkSpec(Attributes):
                         (name, index),
                     )
         return self
+
+    def _of_containers(self) -> bool:
+        return self.selector is not None and self.selector != SelectorModel()
 
 
 class _Document(Strict):

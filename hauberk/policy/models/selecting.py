@@ -59,19 +59,13 @@ def _check_container_name(value: str) -> None:
 
 
 class SelectorModel(Strict):
-    """``spec.selector`` of container policies."""
+    """``spec.selector`` of container policies. One that selects by nothing covers the policy's namespace."""
 
     matchLabels: dict[str, str] = {}
     matchExpressions: Annotated[list[MatchExpression], _NULL_IS_EMPTY, NULL_IS_ABSENT] = []
 
     @model_validator(mode="after")
-    def _selects_something(self) -> Self:
-        if not self.matchLabels and not self.matchExpressions:
-            refuse(
-                "at least one label or expression",
-                f'Name what the policy covers; for every container write {selectors.CONTAINER_NAME_LABEL}: ".*"',
-                "a selector that selects by nothing",
-            )
+    def _usable_name(self) -> Self:
         name = self.matchLabels.get(selectors.CONTAINER_NAME_LABEL)
         if name is not None:
             _check_container_name(name)

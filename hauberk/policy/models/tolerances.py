@@ -35,6 +35,13 @@ def warnings(document: Document, kind: str) -> Iterator[Problem]:
     if kind not in NAMESPACED and value["metadata"].get("namespace"):
         remark = _Remark(f"a namespace, which {kind} does not have", "none", "Remove it; it selects nothing")
         yield problem_at(document, ("metadata", "namespace"), *remark, warning=True)
+    if kind == "KubeArmorPolicy" and not any((value["spec"].get("selector") or {}).values()):
+        remark = _Remark(
+            "a selector that selects by nothing" if "selector" in value["spec"] else "no selector",
+            "at least one label or expression",
+            "Name what the policy covers; as it is, it covers every container of its namespace",
+        )
+        yield problem_at(document, ("spec", "selector"), *remark, warning=True)
     for path, found in _fields(value["spec"], ("spec",)):
         check = _CHECKS.get(str(path[-1]))
         said = check(path, found) if check else None

@@ -31,7 +31,7 @@ NAMELESS = WorkloadIdentity()
         (Selector((("app", "we"),)), False),
         (Selector((("empty", ""),)), True),
         (Selector((("absent", ""),)), False),
-        (Selector(), False),
+        (Selector(), True),
         (Selector(within=("app=web",)), True),
         (Selector(within=("app=api", "tier=front")), True),
         (Selector(within=("app=api",)), False),
