@@ -68,7 +68,7 @@ def prepare_root(cache: Path, kernels: list[Kernel]) -> Path:
 
 
 def _build_root(work: Path, image: Path, kernels: list[Kernel]) -> None:
-    """Make a minimal Debian with both kernels' modules and the harness's init (layout 1)."""
+    """Make a minimal Debian with both kernels' modules and the harness's init (layout 2)."""
     tree = work / "tree"
     _run("debootstrap", "--variant=minbase", f"--include={','.join(packages())}", _RELEASE, str(tree), _mirror())
     for kernel in kernels:
@@ -84,15 +84,21 @@ def _build_root(work: Path, image: Path, kernels: list[Kernel]) -> None:
     (tree / "etc" / "machine-id").write_text(hashlib.sha256(b"hauberk-vm").hexdigest()[:32] + "\n", "utf-8")
     # systemd would empty /tmp at boot; the tree may lie below it.
     (tree / "etc" / "tmpfiles.d" / "tmp.conf").symlink_to("/dev/null")
-    # Nothing of the guest waits for a network, a login or a time of day.
+    # Nothing of the guest waits for a network, a login or a time of day; tests start the engines they need.
     for unit in (
         "apt-daily.timer",
         "apt-daily-upgrade.timer",
+        "containerd.service",
         "dpkg-db-backup.timer",
         "e2scrub_all.timer",
         "fstrim.timer",
         "getty@tty1.service",
         "serial-getty@ttyS0.service",
+        "podman-auto-update.service",
+        "podman-auto-update.timer",
+        "podman-restart.service",
+        "podman.service",
+        "podman.socket",
         "e2scrub_reap.service",
         "systemd-timesyncd.service",
         "systemd-udev-settle.service",
