@@ -8,6 +8,8 @@ every kernel adapter stays thin.
 Rules every engine keeps:
 
 * ``register`` is atomic: when it returns, the workload is entirely in force; when it raises, nothing of it is left.
+* ``advance`` is atomic for all workloads together: before it returns or dies, either every workload and the record of
+  the successor are as they were, or every one is as asked for.
 * ``release`` is idempotent: releasing a workload the engine does not hold is no error. While it raises, the workload
   counts as still in force.
 * What the engine holds survives the agent: ``registered`` of a fresh instance tells what the kernel still enforces.
@@ -20,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 Mode = Literal["sealed", "host"]
 EventVerdict = Literal["audit", "deny"]
@@ -103,6 +105,15 @@ class KernelWorkload:
 
 
 @dataclass(frozen=True, slots=True)
+class SuccessorRecord:
+    """The bundle that took the sealed one's place: its SHA-256 (hex), its version, its place in the chain (from 1)."""
+
+    digest: str
+    version: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class KernelEvent:
     """One decision the kernel took that is to be told.
 
@@ -127,6 +138,31 @@ class KernelEvent:
     command: str
     owner: bool
     path_known: bool
+
+
+def check_advance(
+    present: SuccessorRecord | None,
+    successor: SuccessorRecord,
+    held: Iterable[int],
+    workloads: Sequence[EnforcedWorkload],
+) -> None:
+    """Refuse what no engine may take: a step out of turn, or anything but every workload in force, each once.
+
+    Raises EngineError.
+    """
+    expected = 1 if present is None else present.number + 1
+    if successor.number != expected or (present is not None and successor.version <= present.version):
+        message = (
+            f"found successor {successor.number} (version {successor.version}), expected number {expected} and a"
+            f" version above {present.version if present else 0}; submit the bundle again"
+        )
+        raise EngineError(message)
+    given = sorted(workload.workload_id for workload in workloads)
+    if given != sorted(held):
+        message = (
+            f"found tables for workloads {given}, expected one for each of {sorted(held)}; submit the bundle again"
+        )
+        raise EngineError(message)
 
 
 @runtime_checkable
@@ -156,6 +192,20 @@ class Engine(Protocol):
 
     def register(self, workload: EnforcedWorkload) -> None:
         """Put a workload in force. Raises EngineError with nothing left behind. Needs ``seal`` first."""
+
+    def successor(self) -> SuccessorRecord | None:
+        """Tell which bundle succeeded the sealed one, None when that one is in force still.
+
+        Raises EngineError when the kernel's state cannot be read: unknown is not "none".
+        """
+
+    def advance(self, successor: SuccessorRecord, workloads: Sequence[EnforcedWorkload]) -> None:
+        """Put a successor's rules in force for every workload at one instant, and record the successor with it.
+
+        ``workloads`` are those in force, each once, with their new tables; ids, cgroups and namespaces do not change.
+        ``successor.number`` is one more than the present one's. A task keeps its source: what it executed last, under
+        the new rules' own numbers. Raises EngineError with nothing changed.
+        """
 
     def release(self, workload_id: int) -> None:
         """Let go of a workload. Idempotent; raises EngineError when the kernel would not."""

@@ -25,6 +25,8 @@ from guest_agent.engines.port import (
     KernelWorkload,
     Probe,
     SealError,
+    SuccessorRecord,
+    check_advance,
 )
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 STEPS: Final = (
     "probe", "sealed_digest", "seal", "register.before", "register.after", "release.before", "release.after",
-    "registered", "is_armed", "drain",
+    "successor", "advance.before", "advance.after", "registered", "is_armed", "drain",
 )  # fmt: skip
 
 
@@ -42,6 +44,7 @@ class SimulatedKernel:
 
     offers_engine: bool = True
     digest: str | None = None
+    successor: SuccessorRecord | None = None
     gate: GateSettings | None = None
     workloads: dict[int, EnforcedWorkload] = field(default_factory=dict)
     armed_pids: set[int] = field(default_factory=set)
@@ -118,6 +121,20 @@ class SimulatorEngine:
                 raise EngineError(message)
             self.kernel.workloads[workload.workload_id] = workload
         self._step("register.after")
+
+    def successor(self) -> SuccessorRecord | None:
+        """Return the record of the successor in force."""
+        self._step("successor")
+        return self.kernel.successor
+
+    def advance(self, successor: SuccessorRecord, workloads: Sequence[EnforcedWorkload]) -> None:
+        """Take every workload's new table and the record at once, or raise with nothing changed."""
+        self._step("advance.before")
+        with self._lock:
+            check_advance(self.kernel.successor, successor, self.kernel.workloads, workloads)
+            self.kernel.workloads = {workload.workload_id: workload for workload in workloads}
+            self.kernel.successor = successor
+        self._step("advance.after")
 
     def release(self, workload_id: int) -> None:
         """Let go; nothing happens for a workload that is not held."""

@@ -7,6 +7,9 @@ What the kernel holds is the truth, and this process may be killed between any t
   killed before leaves a directory of another name, which the next start removes.
 * A workload is in force from the one moment its cgroup enters the ``cgroups`` map, the last step of ``register``, and
   no longer from its removal, the first step of ``release``. A slot without a cgroup is a leftover and is cleared.
+* Every workload has two places, of which the epoch chooses one for all at once. ``advance`` fills the places of the
+  next epoch, where nothing looks, and then counts the epoch up, which changes the one byte that programs go by.
+  Killed before, the next epoch's places are leftovers; killed after, nothing is left to do.
 * Which parts of the table memory are in use follows from the slots, never from this process's memory.
 * In sealed mode everything the gate goes by is frozen (BPF_MAP_FREEZE): neither a later agent nor any other holder of
   a descriptor can write it.
@@ -34,6 +37,8 @@ from guest_agent.engines.port import (
     KernelWorkload,
     Probe,
     SealError,
+    SuccessorRecord,
+    check_advance,
 )
 
 if TYPE_CHECKING:
@@ -46,8 +51,8 @@ OBJECT: Final = Path(__file__).with_name("hauberk.bpf.o")
 DEFAULT_REGIONS: Final = 4  # of 4 MiB each: the kernel memory that all tables share
 
 _MAPS: Final = (
-    "marks", "pendings", "scratches", "reports", "cgroups", "workloads", "tables", "gate", "agent", "seal",
-    "executables", "service_cgroups", "guarded_mounts", "guarded_maps", "events", "counters",
+    "marks", "pendings", "scratches", "reports", "cgroups", "workloads", "epoch", "successors", "tables",
+    "gate", "agent", "seal", "executables", "service_cgroups", "guarded_mounts", "guarded_maps", "events", "counters",
 )  # fmt: skip
 _FROZEN_WHEN_SEALED: Final = ("executables", "service_cgroups", "guarded_mounts", "guarded_maps", "gate")
 _MINIMUM_KERNEL: Final = (6, 1)
@@ -68,7 +73,10 @@ class BpfLsmEngine:
         self._maps: dict[str, Map] = {}
         self._ring: RingBuffer | None = None
         self._waiting: list[KernelEvent] = []
-        self._records: dict[int, WorkloadRecord] = {}  # by slot
+        self._records: dict[int, WorkloadRecord] = {}  # by slot, of the present epoch
+        self._stale: list[
+            WorkloadRecord
+        ] = []  # of the epoch before: a program that began then may still read its tables
 
     @property
     def name(self) -> str:
@@ -253,7 +261,7 @@ class BpfLsmEngine:
                 key = layout.EXECUTABLE.pack(layout.kernel_device(found.st_dev), 0, found.st_ino)
                 kind = self._maps["executables"].get(key) if key in executables else None
                 if kind is not None and layout.KEY.unpack(kind)[0] & layout.EXECUTABLE_MANAGER:
-                    mark = layout.MARK.pack(layout.MARK_MANAGER, 0, 0, 0, 0, 1, 0, 0, b"")
+                    mark = layout.MARK.pack(layout.MARK_MANAGER, 0, 0, 0, 1, 0, 0, 0, 0, b"")
                     self._maps["marks"].put(layout.KEY.pack(descriptor), mark)
             except LibbpfError as error:
                 if error.errno != errno.ESRCH:
@@ -284,29 +292,31 @@ class BpfLsmEngine:
             for key in self._maps["cgroups"].keys(layout.CGROUP.size)
         }
         self._records.clear()
+        self._stale.clear()
+        epoch = self._epoch()
         for slot in range(layout.MAXIMUM_WORKLOADS):
-            record = WorkloadRecord.decode(self._maps["workloads"].get(layout.KEY.pack(slot)) or b"")
-            if not record.workload_id:
+            record, other = (self._read_place(_place_of(slot, number)) for number in (epoch, epoch + 1))
+            if in_force.get(slot) != record.cgroup or not record.workload_id:
+                if record.workload_id or other.workload_id:  # killed in the middle of register, release or advance
+                    self._clear(slot)
                 continue
-            if in_force.get(slot) == record.cgroup:
-                self._records[slot] = record
-            else:  # killed in the middle of register or release
-                self._clear(slot)
+            self._records[slot] = record
+            if other.workload_id:
+                self._stale.append(other)
+
+    def _read_place(self, place: int) -> WorkloadRecord:
+        return WorkloadRecord.decode(self._maps["workloads"].get(layout.KEY.pack(place)) or b"")
 
     def _clear(self, slot: int) -> None:
-        self._maps["workloads"].put(layout.KEY.pack(slot), bytes(layout.WORKLOAD.size))
+        for epoch in (0, 1):
+            self._maps["workloads"].put(layout.KEY.pack(_place_of(slot, epoch)), bytes(layout.WORKLOAD.size))
+
+    def _epoch(self) -> int:
+        return int(layout.EPOCH.unpack(self._maps["epoch"].get(_ZERO) or b"")[0])
 
     def register(self, workload: EnforcedWorkload) -> None:
         """Put a workload in force; see the port."""
-        flags = layout.table_flags(workload.table)
-        try:
-            digest = bytes.fromhex(workload.table_digest)
-        except ValueError as error:
-            message = f"table digest {workload.table_digest!r} is not hexadecimal"
-            raise EngineError(message) from error
-        if len(digest) != layout.DIGEST_BYTES:
-            message = f"table digest has {len(digest)} bytes, expected {layout.DIGEST_BYTES}"
-            raise EngineError(message)
+        flags, digest = layout.table_flags(workload.table), _digest(workload.table_digest)
         with self._lock:
             self._require_open()
             for record in self._records.values():
@@ -320,13 +330,14 @@ class BpfLsmEngine:
             if slot is None:
                 message = f"{layout.MAXIMUM_WORKLOADS} workloads are in force, which is the most the engine holds"
                 raise EngineError(message)
-            region, offset = self._place(workload.table, digest)
+            epoch = self._epoch()
+            region, offset = self._place(workload.table, digest, (*self._records.values(), *self._stale))
             record = WorkloadRecord(
                 workload.workload_id, flags, workload.cgroup_id, workload.mount_namespace, region, offset,
-                len(workload.table) // 8, digest, workload.container_id,
+                len(workload.table) // 8, epoch, digest, workload.container_id,
             )  # fmt: skip
             try:
-                self._maps["workloads"].put(layout.KEY.pack(slot), record.encode())
+                self._maps["workloads"].put(layout.KEY.pack(_place_of(slot, epoch)), record.encode())
                 self._maps["cgroups"].put(layout.CGROUP.pack(workload.cgroup_id), layout.KEY.pack(slot))
             except LibbpfError as error:
                 with suppress(LibbpfError):
@@ -335,14 +346,80 @@ class BpfLsmEngine:
                 raise EngineError(message) from error
             self._records[slot] = record
 
-    def _place(self, table: bytes, digest: bytes) -> tuple[int, int]:
+    def successor(self) -> SuccessorRecord | None:
+        """Tell which bundle succeeded the sealed one; see the port."""
+        with self._lock:
+            if not self._is_loaded():
+                return None
+            try:
+                return self._read_successor()
+            except (LibbpfError, OSError) as error:
+                message = (
+                    f"the record of the successor in {self._directory} cannot be read: {error}; reboot to start over"
+                )
+                raise EngineError(message) from error
+
+    def _read_successor(self) -> SuccessorRecord | None:
+        found: dict[str, Map] = {}
+        try:
+            for name in ("epoch", "successors"):
+                found[name] = self._maps.get(name) or Map.pinned(self._lib(), self._directory / name)
+            (epoch,) = layout.EPOCH.unpack(found["epoch"].get(_ZERO) or b"")
+            if epoch == 0:
+                return None
+            data = found["successors"].get(layout.KEY.pack(epoch & 1)) or b""
+        finally:
+            for name, opened in found.items():
+                if name not in self._maps:
+                    os.close(opened.descriptor)
+        digest, number, version = layout.SUCCESSOR.unpack(data)
+        if number != epoch:
+            message = f"the kernel's record of successor {epoch} is of number {number}; reboot to start over"
+            raise EngineError(message)
+        return SuccessorRecord(digest.hex(), version, number)
+
+    def advance(self, successor: SuccessorRecord, workloads: Sequence[EnforcedWorkload]) -> None:
+        """Put a successor's rules in force for every workload at one instant; see the port."""
+        bundle = _digest(successor.digest)
+        with self._lock:
+            self._require_open()
+            present = self._read_successor()
+            check_advance(present, successor, [record.workload_id for record in self._records.values()], workloads)
+            new = {workload.workload_id: workload for workload in workloads}
+            # The places of the epoch before the present one are written over: no program has been running since then.
+            self._stale.clear()
+            following: dict[int, WorkloadRecord] = {}
+            try:
+                for slot, record in self._records.items():
+                    workload = new[record.workload_id]
+                    digest = _digest(workload.table_digest)
+                    used = (*following.values(), *self._records.values())
+                    region, offset = self._place(workload.table, digest, used)
+                    following[slot] = record._replace(
+                        flags=layout.table_flags(workload.table), region=region, table=offset,
+                        table_words=len(workload.table) // 8, epoch=successor.number, digest=digest,
+                    )  # fmt: skip
+                for slot, record in following.items():
+                    self._maps["workloads"].put(layout.KEY.pack(_place_of(slot, successor.number)), record.encode())
+                self._maps["successors"].put(
+                    layout.KEY.pack(successor.number & 1),
+                    layout.SUCCESSOR.pack(bundle, successor.number, successor.version),
+                )
+                self._maps["epoch"].put(_ZERO, layout.EPOCH.pack(successor.number))
+            except (LibbpfError, OSError) as error:
+                message = f"successor {successor.digest} could not be put in force, all is as before: {error}"
+                raise EngineError(message) from error
+            self._stale = list(self._records.values())
+            self._records = following
+
+    def _place(self, table: bytes, digest: bytes, used_by: Sequence[WorkloadRecord]) -> tuple[int, int]:
         """Where a table stands in the shared memory, in (region, words); one that is there already is shared."""
-        for record in self._records.values():
+        for record in used_by:
             if record.digest == digest and self._holds(record.region * layout.REGION_BYTES + record.table * 8, table):
                 return record.region, record.table
         words = len(table) // 8
         for region in range(self._regions):
-            used = sorted({(r.table, r.table_words) for r in self._records.values() if r.region == region})
+            used = sorted({(r.table, r.table_words) for r in used_by if r.region == region})
             offset = 0
             for start, length in used:
                 if offset + words <= start:
@@ -386,6 +463,7 @@ class BpfLsmEngine:
                     message = f"workload {record.container} could not be let go: {error}"
                     raise EngineError(message) from error
                 del self._records[slot]
+                self._stale = [stale for stale in self._stale if stale.workload_id != workload_id]
 
     def registered(self) -> Sequence[KernelWorkload]:
         """Tell what the kernel holds, in the order of workload ids."""
@@ -458,6 +536,7 @@ class BpfLsmEngine:
                 os.close(kept.descriptor)
             self._maps.clear()
             self._records.clear()
+            self._stale.clear()
 
     def unload(self) -> None:
         """Host mode only: take programs and maps out of the kernel. Raises SealError when the kernel is sealed."""
@@ -470,6 +549,23 @@ class BpfLsmEngine:
                 raise SealError(message)
             self.close()
             shutil.rmtree(self._directory)
+
+
+def _place_of(slot: int, epoch: int) -> int:
+    return slot + (epoch & 1) * layout.MAXIMUM_WORKLOADS
+
+
+def _digest(text: str) -> bytes:
+    """Raises EngineError for what is no SHA-256 in hexadecimal."""
+    try:
+        digest = bytes.fromhex(text)
+    except ValueError as error:
+        message = f"digest {text!r} is not hexadecimal"
+        raise EngineError(message) from error
+    if len(digest) != layout.DIGEST_BYTES:
+        message = f"digest has {len(digest)} bytes, expected {layout.DIGEST_BYTES}"
+        raise EngineError(message)
+    return digest
 
 
 def _read(path: str) -> str:

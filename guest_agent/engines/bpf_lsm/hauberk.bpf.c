@@ -10,6 +10,9 @@
  * A task's identity (`mark`) is fixed when it execs and inherited at fork, in task storage. A task whose cgroup is
  * registered is armed by its first exec there; before that it is the container runtime, which must still mount and open.
  *
+ * Every workload has room for two sets of rules; the epoch, one number for all, says which of the two counts. So a successor of the sealed
+ * bundle comes into force for all workloads in one store of one byte, and no task ever sees a mixture.
+ *
  * Every program is non-sleepable: on Linux 6.1 the trampoline of a sleepable program skips it while another task is
  * inside it on the same CPU, which would be an open door (kernel/bpf/trampoline.c, prog->active).
  */
@@ -159,9 +162,10 @@ struct mark {
 	__u32 kind;
 	__u32 slot;
 	__u32 workload;
-	__u32 source; /* source id in the workload's table */
 	__u32 device; /* of the executable */
 	__u32 self;   /* MARK_MANAGER: the executable is a manager itself, not one of its helpers */
+	__u32 length; /* of the executable's path, also where `path` does not hold all of it; 0: not known */
+	__u64 standing; /* epoch << 32 | source id in the workload's table of that epoch: one word, so that others read a pair that fits */
 	__u64 inode;
 	__u64 object; /* the inode itself: an overlay of several file systems may give two files one number */
 	char path[SOURCE_BYTES];
@@ -244,10 +248,25 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, MAX_WORKLOADS);
+	__uint(max_entries, 2 * MAX_WORKLOADS); /* those of even epochs, then those of odd ones */
 	__type(key, __u32);
 	__type(value, struct workload);
 } workloads SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} epoch SEC(".maps");
+
+/* What each epoch's bundle is, for the agent that comes after this one; no program reads it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, struct successor);
+} successors SEC(".maps");
 
 struct table {
 	__u64 word[TABLE_WORDS];
@@ -375,15 +394,34 @@ static __always_inline int sealed(void)
 	return !g || g->mode == GATE_SEALED;
 }
 
+/* What a slot holds in the present epoch. */
+static __always_inline struct workload *workload_at(__u32 slot)
+{
+	__u32 zero = 0;
+	__u32 *now = bpf_map_lookup_elem(&epoch, &zero);
+
+	if (!now || slot >= MAX_WORKLOADS)
+		return 0;
+	if (*now & 1)
+		slot += MAX_WORKLOADS;
+	return bpf_map_lookup_elem(&workloads, &slot);
+}
+
 /* The workload a mark belongs to; NULL once it has been let go: such a task may do nothing any more. */
 static __always_inline struct workload *workload_of(struct mark *mark)
 {
-	__u32 slot = mark->slot;
-	struct workload *workload = bpf_map_lookup_elem(&workloads, &slot);
+	struct workload *workload = workload_at(mark->slot);
 
 	if (!workload || workload->id == 0 || workload->id != mark->workload)
 		return 0;
 	return workload;
+}
+
+#define NO_SOURCE (~0u) /* no table has it, so it gets nothing */
+
+static __always_inline __u64 standing_in(struct workload *workload, __u32 source)
+{
+	return (__u64)workload->epoch << 32 | source;
 }
 
 static __always_inline struct table *table_of(struct workload *workload)
@@ -1003,7 +1041,7 @@ __noinline int judge(struct mark *mark, struct workload *workload, struct questi
 	start = question->where.start;
 	if (place == PLACE_INTERNAL && !process)
 		return 0;
-	source = mark->source;
+	source = (__u32)mark->standing;
 	report.workload = workload->id;
 	report.detail = question->detail;
 	report.operation = event_operation(question->ask);
@@ -1034,7 +1072,8 @@ __noinline int judge(struct mark *mark, struct workload *workload, struct questi
 	if (identity) {
 		__u32 length = PATH_BUFFER - start;
 
-		identity->source = source_of(output);
+		identity->standing = standing_in(workload, source_of(output));
+		identity->length = length;
 		if (length > SOURCE_BYTES - 1)
 			length = SOURCE_BYTES - 1;
 		if (start < PATH_BUFFER)
@@ -1066,6 +1105,49 @@ __noinline int judge(struct mark *mark, struct workload *workload, struct questi
 	return worst == VERDICT_AUDIT ? 0 : -EACCES;
 }
 
+/*
+ * Which source a task is under the rules of an epoch that began after its exec: what it executed then, looked up in the table of now. A path
+ * that is not held whole could be any source's, and a table that is not sound knows none: such a task gets nothing.
+ */
+__noinline __u32 source_anew(struct mark *mark, struct workload *workload)
+{
+	struct scratch *scratch = scratch_of(self());
+	struct lookup lookup = {};
+	struct table *table;
+	__u32 length;
+	__u64 output;
+
+	if (!mark || !workload || !scratch)
+		return NO_SOURCE;
+	length = mark->length;
+	if (length == 0 || length >= SOURCE_BYTES)
+		return NO_SOURCE;
+	length &= SOURCE_BYTES - 1;
+	lookup.start = PATH_BUFFER - length;
+	if (bpf_probe_read_kernel(&scratch->path[PATH_BUFFER - length], length, mark->path))
+		return NO_SOURCE;
+	table = table_of(workload);
+	if (!table)
+		return NO_SOURCE;
+	lookup.base = workload->table;
+	lookup.mode = PROCESS_RULES;
+	output = classify(table, scratch, &lookup);
+	return output == OUTPUT_FAILED ? NO_SOURCE : source_of(output);
+}
+
+static __always_inline __u32 source_now(struct mark *mark, struct workload *workload)
+{
+	__u64 standing = *(volatile __u64 *)&mark->standing;
+
+	return standing >> 32 == workload->epoch ? (__u32)standing : source_anew(mark, workload);
+}
+
+/* Only of the current task: what others do with its mark is read it. */
+static __always_inline void renew(struct mark *mark, struct workload *workload)
+{
+	*(volatile __u64 *)&mark->standing = standing_in(workload, source_anew(mark, workload));
+}
+
 /* The armed current task and its workload: 0 = not armed, 1 = armed, negative = armed for a workload that is gone. */
 static __always_inline int armed(struct mark **mark, struct workload **workload)
 {
@@ -1075,6 +1157,8 @@ static __always_inline int armed(struct mark **mark, struct workload **workload)
 	*workload = workload_of(*mark);
 	if (!*workload)
 		return -EACCES;
+	if ((*mark)->standing >> 32 != (*workload)->epoch)
+		renew(*mark, *workload);
 	return 1;
 }
 
@@ -1250,8 +1334,10 @@ int BPF_PROG(check_exec, struct linux_binprm *program)
 		slot = mark->slot;
 		if (!workload)
 			return refuse(mark, EVENT_EXECUTE, DETAIL_EXEC);
+		if (mark->standing >> 32 != workload->epoch)
+			renew(mark, workload);
 	} else if (registered_slot(&slot)) {
-		workload = bpf_map_lookup_elem(&workloads, &slot);
+		workload = workload_at(slot);
 		if (!workload || !workload->id)
 			return -EPERM;
 		/* a task of another mount namespace in the workload's cgroup is not the workload */
@@ -1259,7 +1345,7 @@ int BPF_PROG(check_exec, struct linux_binprm *program)
 			return gate_refuses(mark, file);
 		mark = &pending->outside;
 		mark->kind = MARK_NONE;
-		mark->source = 0;
+		mark->standing = standing_in(workload, 0);
 		mark->path[0] = 0;
 		mark->workload = workload->id;
 		mark->slot = slot;
@@ -1267,6 +1353,7 @@ int BPF_PROG(check_exec, struct linux_binprm *program)
 		return gate_exec(mark, pending, program);
 	}
 	pending->mark.kind = MARK_WORKLOAD;
+	pending->mark.standing = standing_in(workload, 0);
 	pending->mark.slot = slot;
 	pending->mark.workload = workload->id;
 	question.where.mnt = (__u64)file->f_path.mnt;
@@ -1277,10 +1364,11 @@ int BPF_PROG(check_exec, struct linux_binprm *program)
 	if (judge(mark, workload, &question, &pending->mark))
 		return -EACCES;
 	/* A tracer taken before the exec (PTRACE_TRACEME) must not come to rule a source with rights of its own. */
-	if (task->ptrace && pending->mark.source) {
+	if (task->ptrace && (__u32)pending->mark.standing) {
 		struct mark *tracer = bpf_task_storage_get(&marks, task->parent, 0, 0);
 
-		if (!tracer || tracer->kind != MARK_WORKLOAD || tracer->workload != workload->id || tracer->source != pending->mark.source)
+		if (!tracer || tracer->kind != MARK_WORKLOAD || tracer->workload != workload->id ||
+		    source_now(tracer, workload) != (__u32)pending->mark.standing)
 			return refuse(mark, EVENT_PTRACE, DETAIL_EXEC);
 	}
 	return 0;
@@ -1364,6 +1452,8 @@ static __always_inline int map_executable(struct file *file, __u32 detail)
 		return -EACCES;
 	if (!(workload->flags & RULES_PATH))
 		return 0;
+	if (mark->standing >> 32 != workload->epoch)
+		renew(mark, workload);
 	question.where.mnt = (__u64)BPF_CORE_READ(file, f_path.mnt);
 	question.where.dentry = (__u64)BPF_CORE_READ(file, f_path.dentry);
 	/* Not by FMODE_BACKING, whose bit differs between 6.12 releases: only a backing file stands on a layer's private mount. */
@@ -1640,14 +1730,14 @@ __noinline int second_name(struct mark *mark, struct workload *workload, struct 
 	table = table_of(workload);
 	if (!table || name_classes(workload, scratch, 0, directory) || name_classes(workload, scratch, 1, directory))
 		goto denied;
-	verdict = verdict_of(row_of(table, workload->table, class_of(old->file), mark->source), OP_WRITE, owner);
+	verdict = verdict_of(row_of(table, workload->table, class_of(old->file), (__u32)mark->standing), OP_WRITE, owner);
 	/* under the new name the object keeps its owner; what is replaced there may have another */
-	verdict = worse(verdict, verdict_of(row_of(table, workload->table, class_of(new->file), mark->source), OP_WRITE, owner));
+	verdict = worse(verdict, verdict_of(row_of(table, workload->table, class_of(new->file), (__u32)mark->standing), OP_WRITE, owner));
 	dentry = (struct dentry *)new->where.dentry;
 	inode = BPF_CORE_READ(dentry, d_inode);
 	if (inode) {
 		taken = owner_of((__u64)inode);
-		verdict = worse(verdict, verdict_of(row_of(table, workload->table, class_of(new->file), mark->source), OP_WRITE, taken));
+		verdict = worse(verdict, verdict_of(row_of(table, workload->table, class_of(new->file), (__u32)mark->standing), OP_WRITE, taken));
 	}
 	if (verdict >= VERDICT_DENY)
 		goto denied;
@@ -1670,8 +1760,8 @@ __noinline int second_name(struct mark *mark, struct workload *workload, struct 
 	if (directory) {
 		if (old->file_state != new->file_state &&
 		    (guarded(old->below_file, 1) ||
-		     verdict_of(row_of(table, workload->table, below_of(new->below_file), mark->source), OP_WRITE, owner) >= VERDICT_DENY ||
-		     verdict_of(row_of(table, workload->table, below_of(new->below_file), mark->source), OP_WRITE, !owner) >= VERDICT_DENY))
+		     verdict_of(row_of(table, workload->table, below_of(new->below_file), (__u32)mark->standing), OP_WRITE, owner) >= VERDICT_DENY ||
+		     verdict_of(row_of(table, workload->table, below_of(new->below_file), (__u32)mark->standing), OP_WRITE, !owner) >= VERDICT_DENY))
 			goto denied;
 		if (old->process_state != new->process_state && guarded(old->below_process, 2))
 			goto denied;
@@ -1863,9 +1953,18 @@ int BPF_PROG(check_user_namespace, const struct cred *cred)
 /* Only tasks of the same workload, and among them none whose source holds rights that this one's does not. */
 static __always_inline int may_touch(struct mark *mark, struct mark *other, int control)
 {
+	struct workload *workload;
+	__u32 source;
+
 	if (!other || other->kind != MARK_WORKLOAD || other->workload != mark->workload)
 		return 0;
-	return !control || other->source == mark->source || other->source == 0;
+	if (!control)
+		return 1;
+	workload = workload_of(mark);
+	if (!workload)
+		return 0;
+	source = source_now(other, workload);
+	return source == 0 || source == source_now(mark, workload);
 }
 
 /* The agent, for a manager's lineage: a host that has a manager start something must not reach it that way. */

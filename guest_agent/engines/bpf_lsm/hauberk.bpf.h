@@ -72,6 +72,8 @@ struct workload {
 	__u32 region; /* index into `tables` */
 	__u32 table;  /* word offset of the table in its region */
 	__u32 table_words;
+	__u32 epoch; /* the one whose rules these are */
+	__u32 pad;
 	__u8 digest[DIGEST_BYTES]; /* of the table */
 	char container[NAME_BYTES];
 };
@@ -87,6 +89,13 @@ struct seal {
 	__u32 sealed;
 	__u32 version;
 	char name[NAME_BYTES];
+};
+
+/* The bundle of an epoch above 0; that of epoch 0 is the sealed one. */
+struct successor {
+	__u8 digest[DIGEST_BYTES]; /* SHA-256 of the bundle */
+	__u32 epoch;
+	__u32 version; /* of the bundle */
 };
 
 struct event {

@@ -36,10 +36,12 @@ KEY: Final = struct.Struct("<I")
 CGROUP: Final = struct.Struct("<Q")
 GATE: Final = struct.Struct("<IIQIIQ")
 AGENT: Final = struct.Struct("<II")
-WORKLOAD: Final = struct.Struct(f"<IIQIIII{DIGEST_BYTES}s{NAME_BYTES}s")
+EPOCH: Final = struct.Struct("<I")
+SUCCESSOR: Final = struct.Struct(f"<{DIGEST_BYTES}sII")
+WORKLOAD: Final = struct.Struct(f"<IIQIIIIII{DIGEST_BYTES}s{NAME_BYTES}s")
 EXECUTABLE: Final = struct.Struct("<IIQ")
 SEAL: Final = struct.Struct(f"<{DIGEST_BYTES}sII{NAME_BYTES}s")
-MARK: Final = struct.Struct("<IIIIIIQQ256s")
+MARK: Final = struct.Struct("<IIIIIIQQQ256s")
 EVENT: Final = struct.Struct("<QIIIIBBBBHH16s256s")
 COUNTER: Final = struct.Struct("<Q")
 
@@ -68,7 +70,7 @@ def kernel_device(device: int) -> int:
 
 
 class WorkloadRecord(NamedTuple):
-    """``struct workload``; ``table`` and ``table_words`` in words of eight bytes."""
+    """``struct workload``; ``table`` and ``table_words`` in words of eight bytes, ``epoch`` the one it holds in."""
 
     workload_id: int
     flags: int
@@ -77,6 +79,7 @@ class WorkloadRecord(NamedTuple):
     region: int
     table: int
     table_words: int
+    epoch: int
     digest: bytes
     container: str
 
@@ -88,14 +91,15 @@ class WorkloadRecord(NamedTuple):
             raise EngineError(message)
         return WORKLOAD.pack(
             self.workload_id, self.flags, self.cgroup, self.mount_namespace, self.region, self.table, self.table_words,
-            self.digest, container,
+            self.epoch, 0, self.digest, container,
         )  # fmt: skip
 
     @classmethod
     def decode(cls, data: bytes) -> WorkloadRecord:
         """Read what :meth:`encode` wrote."""
         values = WORKLOAD.unpack(data)
-        return cls._make((*values[:-1], os.fsdecode(values[-1].rstrip(b"\0"))))
+        *numbers, _, digest, container = values
+        return cls._make((*numbers, digest, os.fsdecode(container.rstrip(b"\0"))))
 
 
 def table_flags(blob: bytes) -> int:

@@ -19,6 +19,7 @@ STRUCTURES = {
     "workload": layout.WORKLOAD,
     "executable": layout.EXECUTABLE,
     "seal": layout.SEAL,
+    "successor": layout.SUCCESSOR,
 }
 CONSTANTS = {
     "MAX_WORKLOADS": layout.MAXIMUM_WORKLOADS,
@@ -92,14 +93,14 @@ def test_an_event_of_another_build_is_refused(sample: bytes) -> None:
 
 
 def test_a_record_survives_the_kernel() -> None:
-    record = layout.WorkloadRecord(1, 7, 2**40, 4026531840, 1, 2, 3, b"d" * 32, "c" * 127)
+    record = layout.WorkloadRecord(1, 7, 2**40, 4026531840, 1, 2, 3, 4, b"d" * 32, "c" * 127)
     assert layout.WorkloadRecord.decode(record.encode()) == record
 
 
 @pytest.mark.parametrize("container", ["c" * 128, "a\0b"])
 def test_a_container_id_that_does_not_fit_is_refused(container: str) -> None:
     with pytest.raises(EngineError, match="container id"):
-        layout.WorkloadRecord(1, 7, 1, 1, 0, 0, 1, b"d" * 32, container).encode()
+        layout.WorkloadRecord(1, 7, 1, 1, 0, 0, 1, 0, b"d" * 32, container).encode()
 
 
 @pytest.mark.parametrize("blob", [b"", b"x" * 64, bytes(65), bytes(8 * (layout.TABLE_WORDS + 1))])

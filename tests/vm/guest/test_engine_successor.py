@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine puts a successor's rules in force under running tasks: at one instant, and each task keeps its source.
+
+Tasks are asked through a pipe, so that the very same task answers before and after: a prober that was started under the
+old rules is never executed again. Source numbers of the two tables differ on purpose.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from guest_agent.engines.bpf_lsm.engine import BpfLsmEngine
+from guest_agent.engines.bpf_lsm.plan import compile_table, fingerprint, source_of
+from guest_agent.engines.port import EnforcedWorkload, EngineError, SuccessorRecord
+from hauberk.policy.rules import Action, RuleSet, Section
+from tests.vm.containers import bundle as oci
+from tests.vm.containers import enforced, rootfs
+from tests.vm.containers.enforced import file_rule
+from tests.vm.containers.runtime import Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from tests.vm.containers.bundle import Bundle
+
+PROGRAMS = Path(".cache/containers")
+A, B, PLAIN = "/opt/sources/prober-a", "/opt/sources/prober-b", "/usr/bin/prober"
+LONG_NAME = "/srv/" + "/".join("n" * 200 for _ in range(2)) + "/prober"
+SECRET, HOSTS, PASSWD = "/srv/secrets/app/prod/key", "/etc/hosts", "/etc/passwd"
+DENIED = str(errno.EACCES)
+OPEN = file_rule("/", Action.ALLOW)
+
+# A alone reads the secret. In the table of the first rules A is source 1, in that of the second source 2.
+FIRST = enforced.rule_set(
+    [OPEN, file_rule("/srv/secrets/", Action.BLOCK), file_rule("/srv/secrets/", Action.ALLOW, sources=(A,))]
+)
+SECOND = enforced.rule_set(
+    [
+        *FIRST.rules,
+        file_rule(HOSTS, Action.BLOCK),
+        file_rule(PASSWD, Action.BLOCK, sources=(B,)),
+        file_rule(PASSWD, Action.BLOCK, sources=("/opt/another",)),
+    ]
+)
+NOTHING = RuleSet((file_rule("/", Action.BLOCK), replace(file_rule("/", Action.BLOCK), section=Section.PROCESS)))
+THIRD = enforced.rule_set([OPEN, file_rule(PASSWD, Action.BLOCK, sources=(PLAIN,))])
+
+_numbers = itertools.count(1)
+
+
+class Asker:
+    """A prober in a container that answers as long as it lives."""
+
+    def __init__(self, runtime: Runtime, name: str, bundle: Bundle, program: str) -> None:
+        """Execute it in the container, now."""
+        self.process_file = bundle.process_file((program, "-f"), 0)
+        self.process = subprocess.Popen(
+            [runtime.executable, "--root", str(runtime.root), "exec", "--process", str(self.process_file), name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self.ask("/etc")  # it is there
+
+    def ask(self, path: str, operation: str = "open-read") -> str:
+        """Give the errno it gets."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{operation}\t{path}\n".encode())
+        self.process.stdin.flush()
+        return self.process.stdout.readline().decode().strip()
+
+    def answers(self, *paths: str) -> list[bool]:
+        """Tell of each path whether it may be read."""
+        answers = [self.ask(path) for path in paths]
+        assert set(answers) <= {"0", DENIED}, answers
+        return [answer == "0" for answer in answers]
+
+    def close(self) -> None:
+        """Let it end."""
+        self.process.communicate()
+        self.process_file.unlink()
+
+
+class Container(NamedTuple):
+    """A running container under the engine, and how it is registered."""
+
+    name: str
+    bundle: Bundle
+    workload: EnforcedWorkload
+
+
+def described(container: Container, rules: RuleSet) -> EnforcedWorkload:
+    """Describe a container with other rules."""
+    held = container.workload
+    return EnforcedWorkload(
+        held.workload_id,
+        held.container_id,
+        held.cgroup_id,
+        held.mount_namespace,
+        compile_table(rules).blob,
+        fingerprint(rules),
+    )
+
+
+class Guest:
+    """Engine, runtime and root file system."""
+
+    def __init__(self, base: Path) -> None:
+        """Build the root file system and load the engine, unsealed: nothing here is about the gate."""
+        self.base = base
+        subprocess.run(["/bin/mount", "-t", "tmpfs", "-o", "size=256m,mode=755", "test", str(base)], check=True)
+        rootfs.build(base / "rootfs", PROGRAMS, deep=False)
+        (base / "rootfs" / LONG_NAME.lstrip("/")).parent.mkdir(parents=True)
+        (base / "rootfs" / LONG_NAME.lstrip("/")).write_bytes((PROGRAMS / "prober").read_bytes())
+        (base / "rootfs" / LONG_NAME.lstrip("/")).chmod(0o755)
+        self.engine = BpfLsmEngine()
+        self.engine.seal(enforced.DIGEST, enforced.gate("host"))
+        self.runtime = Runtime(base / "states", "runc")
+        self.running: dict[int, Container] = {}
+        self.askers: list[Asker] = []
+
+    def start(self, rules: RuleSet) -> Container:
+        """Create, register and start a container."""
+        name = f"running-{next(_numbers)}"
+        bundle = oci.write(self.base / "bundles" / name, self.base / "rootfs", oci.Options())
+        self.runtime.create(name, bundle).check()
+        pid = int((bundle.directory / "pid").read_text("utf-8"))
+        container = Container(name, bundle, enforced.workload(name, pid, rules))
+        self.engine.register(container.workload)
+        self.running[container.workload.workload_id] = container
+        self.runtime.start(name).check()
+        return container
+
+    def asker(self, container: Container, program: str) -> Asker:
+        """Start a prober in it."""
+        made = Asker(self.runtime, container.name, container.bundle, program)
+        self.askers.append(made)
+        return made
+
+    def advance(self, rules: Sequence[tuple[Container, RuleSet]]) -> SuccessorRecord:
+        """Put rules in force for all containers."""
+        present = self.engine.successor()
+        number = present.number + 1 if present else 1
+        successor = SuccessorRecord(f"{number:064x}", number * 10, number)
+        self.engine.advance(successor, [described(container, new) for container, new in rules])
+        return successor
+
+    def remove(self, container: Container) -> None:
+        """End it."""
+        self.runtime.delete(container.name)
+        self.engine.release(container.workload.workload_id)
+        container.bundle.remove()
+        del self.running[container.workload.workload_id]
+
+
+@pytest.fixture(scope="module")
+def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    guest = Guest(tmp_path_factory.mktemp("successor"))
+    yield guest
+    guest.engine.close()
+
+
+@pytest.fixture
+def guest(module: Guest) -> Iterator[Guest]:
+    """Leave no container behind."""
+    yield module
+    for asker in module.askers:
+        asker.close()
+    module.askers.clear()
+    for container in list(module.running.values()):
+        module.remove(container)
+
+
+def test_the_numbers_of_a_source_differ_between_the_tables() -> None:
+    first, second = (source_of(compile_table(rules).blob, A.encode()) for rules in (FIRST, SECOND))
+    assert 0 not in {first, second}
+    assert first != second
+
+
+def test_running_tasks_are_held_to_the_new_rules_and_keep_their_source(guest: Guest) -> None:
+    container = guest.start(FIRST)
+    a, b, plain = (guest.asker(container, program) for program in (A, B, PLAIN))
+    paths = (SECRET, HOSTS, PASSWD)
+    assert a.answers(*paths) == [True, True, True]
+    assert b.answers(*paths) == [False, True, True]
+    assert plain.answers(*paths) == [False, True, True]
+    successor = guest.advance([(container, SECOND)])
+    assert guest.engine.successor() == successor
+    assert a.answers(*paths) == [True, False, True]
+    assert b.answers(*paths) == [False, False, False]  # only now a source of its own
+    assert plain.answers(*paths) == [False, False, True]
+    guest.advance([(container, THIRD)])  # what was refused opens
+    assert a.answers(*paths) == [True, True, True]
+    assert b.answers(*paths) == [True, True, True]
+    assert plain.answers(*paths) == [True, True, False]
+    later = guest.asker(container, B)
+    assert later.answers(*paths) == [True, True, True]
+
+
+def test_a_rename_and_a_new_program_obey_the_new_rules(guest: Guest) -> None:
+    container = guest.start(FIRST)
+    asker = guest.asker(container, PLAIN)
+    new = enforced.rule_set([OPEN, file_rule(HOSTS, Action.BLOCK), enforced.program_rule("/usr/bin/ls", Action.BLOCK)])
+    assert asker.ask(f"{HOSTS}\t/etc/other", "rename") == "0"
+    assert asker.ask("/usr/bin/ls", "exec") == "0"
+    guest.advance([(container, new)])
+    assert asker.ask(f"{HOSTS}\t/etc/other", "rename") == DENIED
+    assert asker.ask("/usr/bin/ls", "exec") == DENIED
+    assert guest.runtime.execute(container.name, container.bundle, ["/usr/bin/ls"]).status != 0
+    assert guest.runtime.execute(container.name, container.bundle, ["/usr/bin/cat", "/etc/passwd"]).status == 0
+
+
+def test_a_task_whose_path_is_too_long_to_be_told_gets_nothing(guest: Guest) -> None:
+    container = guest.start(FIRST)
+    asker = guest.asker(container, LONG_NAME)
+    assert asker.answers(PASSWD, SECRET) == [True, False]
+    guest.advance([(container, THIRD)])
+    assert asker.answers(PASSWD, SECRET) == [False, False]
+    assert guest.asker(container, LONG_NAME).answers(PASSWD, SECRET) == [True, True]  # an exec tells it anew
+
+
+def test_a_table_that_refuses_everything_does(guest: Guest) -> None:
+    container = guest.start(FIRST)
+    asker = guest.asker(container, A)
+    assert asker.answers(SECRET, PASSWD) == [True, True]
+    guest.advance([(container, NOTHING)])
+    assert asker.answers(SECRET, PASSWD, "/", "/etc") == [False, False, False, False]
+    assert guest.runtime.execute(container.name, container.bundle, ["/usr/bin/true"]).status != 0
+
+
+def test_all_workloads_change_together_and_others_are_refused(guest: Guest) -> None:
+    one, two = guest.start(FIRST), guest.start(THIRD)
+    askers = [guest.asker(container, PLAIN) for container in (one, two)]
+    present = guest.engine.successor()
+    with pytest.raises(EngineError, match="tables for workloads"):
+        guest.advance([(one, SECOND)])
+    assert guest.engine.successor() == present
+    assert [asker.answers(SECRET, HOSTS) for asker in askers] == [[False, True], [True, True]]
+    guest.advance([(one, THIRD), (two, SECOND)])
+    assert [asker.answers(SECRET, HOSTS) for asker in askers] == [[True, True], [False, False]]
+
+
+def test_an_engine_that_starts_again_finds_the_epoch(guest: Guest) -> None:
+    one = guest.start(FIRST)
+    asker = guest.asker(one, B)
+    successor = guest.advance([(one, SECOND)])
+    guest.engine.close()
+    assert guest.engine.successor() == successor  # also before it is taken up
+    guest.engine.seal(enforced.DIGEST, enforced.gate("host"))
+    assert guest.engine.successor() == successor
+    [held] = guest.engine.registered()
+    assert (held.workload_id, held.table_digest) == (one.workload.workload_id, fingerprint(SECOND))
+    assert asker.answers(SECRET, HOSTS, PASSWD) == [False, False, False]
+    another = guest.start(FIRST)
+    assert guest.asker(another, A).answers(SECRET, HOSTS) == [True, True]
+    assert guest.engine.statistics()["workloads"] == 2
+
+
+def test_many_successors_run_out_of_no_room(guest: Guest) -> None:
+    one, two = guest.start(FIRST), guest.start(SECOND)
+    asker = guest.asker(one, A)
+    for turn in range(30):
+        new = (FIRST, SECOND, THIRD)[turn % 3]
+        guest.advance([(one, new), (two, SECOND)])
+        assert asker.answers(HOSTS) == [new is not SECOND]
