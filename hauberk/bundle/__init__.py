@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hauberk.bundle.document import Bundle, Default, PolicyFile, Posture, create, parse
+from hauberk.bundle.document import Bundle, Default, PolicyFile, create, parse
 from hauberk.bundle.errors import (
     BundleError,
     MalformedBundleError,
@@ -22,6 +22,7 @@ from hauberk.bundle.errors import (
     TooFewSignaturesError,
     WrongSignatureError,
 )
+from hauberk.bundle.terms import Posture, SuccessorRule, Target, Terms
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +39,9 @@ __all__ = [
     "Posture",
     "SignatureError",
     "SigningKeyError",
+    "SuccessorRule",
+    "Target",
+    "Terms",
     "TooFewSignaturesError",
     "WrongSignatureError",
     "build",

@@ -18,10 +18,11 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
-from typing import TypeVar
+from typing import Final
 
-from hauberk.bundle import canonical
-from hauberk.bundle.errors import MalformedBundleError, quote
+from hauberk.bundle import canonical, terms
+from hauberk.bundle.errors import quote
+from hauberk.bundle.terms import NO_TERMS, Posture, Terms, choice, refusal
 
 API_VERSION = "hauberk/v1"
 KIND = "Bundle"
@@ -29,6 +30,7 @@ MAXIMUM_BUNDLE_BYTES = 8 * 1024 * 1024
 MAXIMUM_POLICIES = 10_000
 MAXIMUM_VERSION = 2**31 - 1
 MAXIMUM_FILE_NAME_BYTES = 1024
+_FIELDS: Final = ("apiVersion", "kind", "name", "version", "default", "posture", "policies")
 POLICY_SUFFIXES = (".yaml", ".yml")
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 
@@ -39,17 +41,6 @@ class Default(StrEnum):
     DENY = "deny"
     AUDIT = "audit"
     ALLOW = "allow"
-
-
-class Posture(StrEnum):
-    """What an allow-list answers for what none of its rules matches (KubeArmor's default posture)."""
-
-    BLOCK = "block"
-    AUDIT = "audit"
-    ALLOW = "allow"
-
-
-_Choice = TypeVar("_Choice", Default, Posture)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +61,29 @@ class Bundle:
     posture: Posture
     policies: tuple[PolicyFile, ...]
     digest: str  # SHA-256 of the file's bytes, 64 lower-case hexadecimal digits
+    terms: Terms = NO_TERMS
 
     def encode(self) -> bytes:
         """Give the file's bytes."""
-        return canonical.encode(_as_json(self.name, self.version, self.default, self.posture, self.policies))
+        return canonical.encode(
+            _as_json(self.name, self.version, self.default, self.posture, self.policies, self.terms)
+        )
 
 
-def create(
-    name: str, version: int, policies: tuple[PolicyFile, ...], default: str = "deny", posture: str = "block"
+def create(  # noqa: PLR0913, PLR0917 - the parts of a bundle
+    name: str,
+    version: int,
+    policies: tuple[PolicyFile, ...],
+    default: str = "deny",
+    posture: str = "block",
+    conditions: Terms = NO_TERMS,
 ) -> bytes:
     """Give the bytes of a bundle; the order of ``policies`` does not matter.
 
     Raises ``MalformedBundleError`` for whatever :func:`parse` would refuse, because it asks it.
     """
     ordered = tuple(sorted(policies, key=lambda policy: policy.file))
-    data = canonical.encode(_as_json(name, version, default, posture, ordered))
+    data = canonical.encode(_as_json(name, version, default, posture, ordered, conditions))
     parse(data)
     return data
 
@@ -95,17 +94,18 @@ def parse(data: bytes) -> Bundle:
     Raises ``MalformedBundleError`` unless the bytes are the canonical form of a valid bundle.
     """
     document = canonical.load(data, maximum_bytes=MAXIMUM_BUNDLE_BYTES, what="bundle")
-    fields = _object(document, "bundle", ("apiVersion", "kind", "name", "version", "default", "posture", "policies"))
+    fields = _object(document, "bundle", _FIELDS, terms.OPTIONAL_FIELDS)
     _constant(fields["apiVersion"], "apiVersion", API_VERSION)
     _constant(fields["kind"], "kind", KIND)
-    posture = _object(fields["posture"], "bundle.posture", ("file",))
+    posture = _object(fields["posture"], "bundle.posture", ("file",), terms.FURTHER_POSTURES)
     bundle = Bundle(
         name=check_name(fields["name"], "bundle.name"),
         version=check_version(fields["version"], "bundle.version"),
-        default=_choice(fields["default"], "bundle.default", Default),
-        posture=_choice(posture["file"], "bundle.posture.file", Posture),
+        default=choice(fields["default"], "bundle.default", Default),
+        posture=choice(posture["file"], "bundle.posture.file", Posture),
         policies=_policies(fields["policies"]),
         digest=sha256(data).hexdigest(),
+        terms=terms.read(fields, posture),
     )
     canonical.require_canonical(data, document, "bundle")
     return bundle
@@ -116,7 +116,7 @@ def check_name(found: object, where: str) -> str:
     if isinstance(found, str) and NAME_PATTERN.fullmatch(found):
         return found
     expected = "1 to 63 of a-z, 0-9, '.' and '-', a letter or digit at both ends"
-    raise _refusal(where, quote(found), expected, "choose such a name")
+    raise refusal(where, quote(found), expected, "choose such a name")
 
 
 def check_version(found: object, where: str) -> int:
@@ -126,7 +126,7 @@ def check_version(found: object, where: str) -> int:
     """
     if isinstance(found, int) and not isinstance(found, bool) and 1 <= found <= MAXIMUM_VERSION:
         return found
-    raise _refusal(
+    raise refusal(
         where, quote(found), f"an integer from 1 to {MAXIMUM_VERSION}", "count upwards by one for each release"
     )
 
@@ -142,15 +142,15 @@ def check_file_name(found: object, where: str) -> str:
         f" without '.' or '..' components, at most {MAXIMUM_FILE_NAME_BYTES} bytes"
     )
     if not isinstance(found, str) or not found.isprintable() or not found.endswith(POLICY_SUFFIXES):
-        raise _refusal(where, quote(found), expected, "rename the file")
+        raise refusal(where, quote(found), expected, "rename the file")
     too_long = len(found.encode()) > MAXIMUM_FILE_NAME_BYTES
     if too_long or "\\" in found or any(part in {"", ".", ".."} for part in found.split("/")):
-        raise _refusal(where, quote(found), expected, "rename the file")
+        raise refusal(where, quote(found), expected, "rename the file")
     return found
 
 
-def _as_json(
-    name: str, version: int, default: str, posture: str, policies: tuple[PolicyFile, ...]
+def _as_json(  # noqa: PLR0913, PLR0917 - as above
+    name: str, version: int, default: str, posture: str, policies: tuple[PolicyFile, ...], conditions: Terms
 ) -> dict[str, object]:
     return {
         "apiVersion": API_VERSION,
@@ -158,16 +158,17 @@ def _as_json(
         "name": name,
         "version": version,
         "default": default,
-        "posture": {"file": posture},
+        "posture": {"file": posture, **{name: value.value for name, value in conditions.postures}},
         "policies": [{"file": policy.file, "text": policy.text} for policy in policies],
+        **conditions.as_json(),
     }
 
 
 def _policies(found: object) -> tuple[PolicyFile, ...]:
     if not isinstance(found, list):
-        raise _refusal("bundle.policies", type(found).__name__, "a list", "rebuild the bundle")
+        raise refusal("bundle.policies", type(found).__name__, "a list", "rebuild the bundle")
     if not 1 <= len(found) <= MAXIMUM_POLICIES:
-        raise _refusal(
+        raise refusal(
             "bundle.policies", f"{len(found)} entries", f"1 to {MAXIMUM_POLICIES}", "split or fill the bundle"
         )
     policies: list[PolicyFile] = []
@@ -176,25 +177,25 @@ def _policies(found: object) -> tuple[PolicyFile, ...]:
         fields = _object(entry, where, ("file", "text"))
         text = fields["text"]
         if not isinstance(text, str):
-            raise _refusal(f"{where}.text", quote(text), "a string: the policy's YAML text", "rebuild the bundle")
+            raise refusal(f"{where}.text", quote(text), "a string: the policy's YAML text", "rebuild the bundle")
         policy = PolicyFile(check_file_name(fields["file"], f"{where}.file"), text)
         if policies and policies[-1].file >= policy.file:
             after = f"a name that sorts after {quote(policies[-1].file)}"
-            raise _refusal(f"{where}.file", quote(policy.file), after, "rebuild the bundle")
+            raise refusal(f"{where}.file", quote(policy.file), after, "rebuild the bundle")
         policies.append(policy)
     return tuple(policies)
 
 
-def _object(found: object, where: str, names: tuple[str, ...]) -> dict[str, object]:
+def _object(found: object, where: str, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, object]:
     if not isinstance(found, dict):
-        raise _refusal(
+        raise refusal(
             where, type(found).__name__, f"an object with the fields {', '.join(names)}", "rebuild the bundle"
         )
     if missing := [name for name in names if name not in found]:
-        raise _refusal(where, f"no field {', '.join(missing)}", f"the fields {', '.join(names)}", "rebuild the bundle")
-    if unknown := sorted(set(found) - set(names)):
-        expected = f"no fields but {', '.join(names)}"
-        raise _refusal(
+        raise refusal(where, f"no field {', '.join(missing)}", f"the fields {', '.join(names)}", "rebuild the bundle")
+    if unknown := sorted(set(found) - {*names, *optional}):
+        expected = f"no fields but {', '.join((*names, *optional))}"
+        raise refusal(
             where, f"the unknown field {quote(unknown[0])}", expected, "use the Hauberk it was built with, or newer"
         )
     return found
@@ -202,17 +203,6 @@ def _object(found: object, where: str, names: tuple[str, ...]) -> dict[str, obje
 
 def _constant(found: object, where: str, expected: str) -> None:
     if found != expected:
-        raise _refusal(
+        raise refusal(
             f"bundle.{where}", quote(found), quote(expected), "use the Hauberk that this bundle was built for"
         )
-
-
-def _choice(found: object, where: str, kind: type[_Choice]) -> _Choice:
-    if isinstance(found, str) and found in tuple(kind):
-        return kind(found)
-    raise _refusal(where, quote(found), f"one of {', '.join(kind)}", "choose one of them")
-
-
-def _refusal(where: str, found: str, expected: str, action: str) -> MalformedBundleError:
-    message = f"{where}: found {found}, expected {expected}: {action}"
-    return MalformedBundleError(message)

@@ -4,16 +4,39 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from hashlib import sha256
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hauberk.bundle import MalformedBundleError, PolicyFile, canonical, create, document, parse
+from hauberk.bundle import MalformedBundleError, PolicyFile, Posture, canonical, create, document, parse
+from hauberk.bundle.terms import FURTHER_POSTURES, NamedKey, SuccessorRule, Target, Terms
 
 FILE_NAMES = st.from_regex(r"([a-zé0-9_-]{1,8}/){0,2}[a-zé0-9_-]{1,12}\.ya?ml", fullmatch=True)
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=60)
+IMAGE, OTHER_IMAGE = f"sha256:{'0' * 64}", f"sha256:{'f' * 64}"
+KEY = {"name": "a", "publicKey": f"-----BEGIN PUBLIC KEY-----\n{'A' * 64}\n{'B' * 60}\n-----END PUBLIC KEY-----\n"}
+LABELS = st.text(st.characters(codec="utf-8", categories=("L", "N", "P")), min_size=1, max_size=20)
+TERMS = st.builds(
+    Terms,
+    target=st.none()
+    | st.builds(
+        lambda numbers: Target(image_digests=tuple(f"sha256:{number:064x}" for number in sorted(numbers))),
+        st.sets(st.integers(0, 2**256 - 1), min_size=1, max_size=3),
+    )
+    | st.builds(
+        lambda labels: Target(labels=tuple(sorted(labels.items()))),
+        st.dictionaries(LABELS, LABELS, min_size=1, max_size=3),
+    ),
+    successor=st.sampled_from([None, SuccessorRule(), SuccessorRule((NamedKey(KEY["name"], KEY["publicKey"]),), 1)]),
+    expires=st.none()
+    | st.datetimes(min_value=datetime(2000, 1, 1)).map(lambda moment: moment.strftime("%Y-%m-%dT%H:%M:%SZ")),  # noqa: DTZ001
+    postures=st.dictionaries(st.sampled_from(FURTHER_POSTURES), st.sampled_from(Posture)).map(
+        lambda found: tuple(sorted(found.items()))
+    ),
+)
 POLICIES = st.dictionaries(FILE_NAMES, TEXTS, min_size=1, max_size=5)
 
 
@@ -43,15 +66,16 @@ def test_the_bytes_are_exactly_these() -> None:
     assert parse(data).digest == sha256(data).hexdigest()
 
 
-@given(POLICIES, st.integers(1, 2**31 - 1), st.sampled_from(document.Default), st.sampled_from(document.Posture))
+@given(POLICIES, st.integers(1, 2**31 - 1), st.sampled_from(document.Default), st.sampled_from(Posture), TERMS)
 def test_what_is_written_is_read_back_and_written_alike(
-    policies: dict[str, str], version: int, default: document.Default, posture: document.Posture
+    policies: dict[str, str], version: int, default: document.Default, posture: Posture, terms: Terms
 ) -> None:
     files = tuple(PolicyFile(file, text) for file, text in policies.items())
-    data = create("a.b-c", version, files, default, posture)
-    assert data == create("a.b-c", version, files[::-1], default, posture)
+    data = create("a.b-c", version, files, default, posture, terms)
+    assert data == create("a.b-c", version, files[::-1], default, posture, terms)
     bundle = parse(data)
     assert (bundle.name, bundle.version, bundle.default, bundle.posture) == ("a.b-c", version, default, posture)
+    assert bundle.terms == terms
     assert {policy.file: policy.text for policy in bundle.policies} == policies
     assert bundle.encode() == data
 
@@ -98,7 +122,46 @@ def test_arbitrary_bytes_are_refused_as_malformed_and_never_otherwise(data: byte
         ({"default": []}, "bundle.default"),
         ({"posture": "block"}, "bundle.posture"),
         ({"posture": {"file": "deny"}}, "bundle.posture.file"),
-        ({"posture": {"file": "block", "network": "block"}}, "unknown field 'network'"),
+        ({"posture": {"file": "block", "network": "deny"}}, "bundle.posture.network"),
+        ({"posture": {"file": "block", "usb": "block"}}, "unknown field 'usb'"),
+        ({"target": {}}, "bundle.target"),
+        ({"target": None}, "bundle.target"),
+        ({"target": {"imageDigests": [IMAGE], "labels": {"a": "b"}}}, "bundle.target"),
+        ({"target": {"imageDigests": []}}, "bundle.target.imageDigests"),
+        ({"target": {"imageDigests": IMAGE}}, "bundle.target.imageDigests"),
+        ({"target": {"imageDigests": [IMAGE.upper()]}}, "imageDigests[0]"),
+        ({"target": {"imageDigests": [IMAGE + "0"]}}, "imageDigests[0]"),
+        ({"target": {"imageDigests": [IMAGE, IMAGE]}}, "imageDigests[1]"),
+        ({"target": {"imageDigests": [OTHER_IMAGE, IMAGE]}}, "imageDigests[1]"),
+        ({"target": {"labels": {}}}, "bundle.target.labels"),
+        ({"target": {"labels": ["a"]}}, "bundle.target.labels"),
+        ({"target": {"labels": {"": "b"}}}, "bundle.target.labels"),
+        ({"target": {"labels": {"a": 1}}}, "bundle.target.labels"),
+        ({"target": {"labels": {"a": "\n"}}}, "bundle.target.labels"),
+        ({"successor": None}, "bundle.successor"),
+        ({"successor": {}}, "bundle.successor"),
+        ({"successor": {"signedBy": "anybody"}}, "bundle.successor.signedBy"),
+        ({"successor": {"signedBy": "trustRoot", "threshold": 1}}, "bundle.successor"),
+        ({"successor": {"keys": [KEY]}}, "bundle.successor"),
+        ({"successor": {"keys": [], "threshold": 1}}, "0 entries"),
+        ({"successor": {"keys": KEY, "threshold": 1}}, "bundle.successor.keys"),
+        ({"successor": {"keys": [KEY], "threshold": 0}}, "bundle.successor.threshold"),
+        ({"successor": {"keys": [KEY], "threshold": 2}}, "bundle.successor.threshold"),
+        ({"successor": {"keys": [KEY], "threshold": True}}, "bundle.successor.threshold"),
+        ({"successor": {"keys": [KEY], "threshold": "1"}}, "bundle.successor.threshold"),
+        ({"successor": {"keys": [KEY, KEY], "threshold": 1}}, "keys[1].name"),
+        ({"successor": {"keys": [KEY, {**KEY, "name": "b"}], "threshold": 1}}, "the same key as 'a'"),
+        ({"successor": {"keys": [{"name": "a"}], "threshold": 1}}, "keys[0]"),
+        ({"successor": {"keys": [{**KEY, "name": 1}], "threshold": 1}}, "keys[0].name"),
+        ({"successor": {"keys": [{**KEY, "publicKey": "x"}], "threshold": 1}}, "keys[0].publicKey"),
+        ({"successor": {"keys": [{**KEY, "publicKey": KEY["publicKey"] + "\n"}], "threshold": 1}}, "publicKey"),
+        ({"successor": {"keys": [{**KEY, "extra": 1}], "threshold": 1}}, "keys[0]"),
+        ({"expires": None}, "bundle.expires"),
+        ({"expires": 1}, "bundle.expires"),
+        ({"expires": "2027-02-30T00:00:00Z"}, "bundle.expires"),
+        ({"expires": "2027-02-03T00:00:00+00:00"}, "bundle.expires"),
+        ({"expires": "2027-02-03T00:00:00.5Z"}, "bundle.expires"),
+        ({"expires": "2027-02-03"}, "bundle.expires"),
         ({"posture": {}}, "no field file"),
         ({"policies": []}, "0 entries"),
         ({"policies": {}}, "a list"),
@@ -202,3 +265,32 @@ def test_hostile_text_is_quoted_and_cut_short_in_errors() -> None:
         parse(canonical.encode(a_bundle(name="\x1b[2J" * 1000)))
     assert "\x1b" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+def test_the_optional_fields_have_these_bytes() -> None:
+    terms = Terms(
+        target=Target(image_digests=(OTHER_IMAGE, IMAGE)),
+        successor=SuccessorRule((NamedKey(KEY["name"], KEY["publicKey"]),), 1),
+        expires="2027-01-31T00:00:00Z",
+        postures=(("network", Posture.AUDIT),),
+    )
+    data = create("vault", 3, (PolicyFile("a.yaml", ""),), conditions=terms)
+    found = json.loads(data)
+    assert found["target"] == {"imageDigests": [IMAGE, OTHER_IMAGE]}
+    assert found["successor"] == {"keys": [KEY], "threshold": 1}
+    assert (found["expires"], found["posture"]) == ("2027-01-31T00:00:00Z", {"file": "block", "network": "audit"})
+    assert json.loads(create("vault", 3, (PolicyFile("a.yaml", ""),), conditions=Terms(successor=SuccessorRule())))[
+        "successor"
+    ] == {"signedBy": "trustRoot"}
+
+
+def test_expiry_is_compared_with_a_clock_that_is_given() -> None:
+    terms = Terms(expires="2027-01-31T00:00:00Z")
+    assert not terms.expired(datetime(2027, 1, 30, 23, 59, 59, tzinfo=UTC))
+    assert terms.expired(datetime(2027, 1, 31, tzinfo=UTC))
+    assert not Terms().expired(datetime(2027, 1, 31, tzinfo=UTC))
+
+
+def test_a_rule_is_said_in_words() -> None:
+    assert "trust root" in SuccessorRule().describe()
+    assert "1 of 1 keys: a" in SuccessorRule((NamedKey(KEY["name"], KEY["publicKey"]),), 1).describe()
