@@ -5,18 +5,35 @@ Everything that answers "may this be done?" (``hauberk policy explain``, an engi
 asks :func:`decide`. A planner groups paths by the set of rules that match them and asks for each group; so what
 ``explain`` says and what the kernel does cannot drift apart.
 
-Invariants:
+Invariants, for every section:
 
-* A rule never grants more than it says: ``Block`` and ``Audit`` rules with ``readOnly`` or ``ownerOnly`` say nothing
-  about the side those words leave open; they do not turn an allow-list's default into a grant.
-* The more specific rule decides: a rule limited to this source before one for every source; an exact path before an
-  executable name before a directory or pattern; a longer literal prefix before a shorter one. Between rules for the
-  same thing, Block beats Audit beats Allow.
-* A section (``process``, ``file``) is a deny list until one Allow rule of that section exists; then what no rule
-  matches gets the posture.
+* A section is a deny list until one Allow rule of that section exists; then what no rule matches gets the section's
+  posture. Look-ups of names (``DNS``) are a list of their own, and so is each direction of packets: one Allow rule for
+  a protocol does not refuse every look-up, and one for what goes out does not refuse what comes in. System calls are
+  only ever audited; presets are audited or blocked; neither is ever an allow-list.
+* A rule never grants more than it says. ``ownerOnly``, ``readOnly``, ``allowedArgs``, ``pts: false`` and a quota
+  narrow a rule: on the far side of such a condition, Allow and Block refuse and Audit reports. On the near side Allow
+  allows, and Block and Audit say nothing: they do not turn an allow-list's default into a grant.
+* What is not known of an access (its arguments, its terminal, whether a quota is used up) is taken as the far side.
+* The more specific rule decides, then the stronger action: Block beats Audit beats Allow. What is specific, in this
+  order:
+
+  - processes and files: limited to this source; an exact path before an executable name before a directory or pattern;
+    a longer literal prefix
+  - sockets: limited to this source; a protocol before a socket type before all of them
+  - names: limited to this source; more labels of the domain
+  - capabilities: limited to this source
+  - system calls: limited to this source; limited to a path
+  - devices: class and level said before one of them before none; a subclass; a protocol; a class before a level
+  - packets: the longer prefix of the peer's network; the smaller range of ports; a named interface
+
+* The order of policies, files and rules decides nothing. Of rules that are equal in all this, the one first by policy
+  and place is named.
 * Rules that Hauberk implies (``implied``) never turn a section into an allow-list.
-* An answer depends on the rules that match and on nothing else of the path, and of a directory or pattern only on the
-  order of the literal prefixes. Planners rely on this to ask once for many paths.
+* Adding a Block rule never allows more, but for one thing: what nobody may write any more, a source with rights of its
+  own may then map.
+* An answer about paths depends on the rules that match and on nothing else of the path, and of a directory or pattern
+  only on the order of the literal prefixes. Planners rely on this to ask once for many paths.
 """
 
 from __future__ import annotations
@@ -174,6 +191,36 @@ class SyscallMatch:
 
 
 @dataclass(frozen=True, slots=True)
+class Peer:
+    """The other end of a packet: its address and the destination port.
+
+    ``port`` is None for what has no ports, ``interface`` is "" for one that no rule names.
+    """
+
+    address: str
+    protocol: str = ""
+    port: int | None = None
+    interface: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What is known of an access beside who does what to what; None: not known.
+
+    ``arguments`` are those of a program behind its own name, ``terminal`` is whether there is a controlling terminal,
+    ``beyond_quota`` whether more was sent or received than rules with a quota allow; ``peer`` belongs to packets.
+    """
+
+    arguments: tuple[str, ...] | None = None
+    terminal: bool | None = None
+    beyond_quota: bool | None = None
+    peer: Peer | None = None
+
+
+NOTHING_KNOWN = Circumstances()
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """One matcher with an action.
 
@@ -199,16 +246,74 @@ class Rule:
     terminal: bool | None = None  # False: only where there is no controlling terminal; None: both
     match: DeviceMatch | PeerMatch | SyscallMatch | None = None
 
-    def effect(self, operation: Operation, *, owner: bool) -> Verdict | None:
+    def effect(self, operation: Operation, *, owner: bool, known: Circumstances | None = None) -> Verdict | None:
         """Give what the rule says about an operation on an object it matches; None when it says nothing."""
         if operation not in (self.operations or OPERATIONS_OF[self.section]):
             return None
-        narrowed = (self.owner_only and not owner) or (self.read_only and operation is Operation.WRITE)
-        if narrowed:
+        known = known or NOTHING_KNOWN
+        if self._beyond(operation, owner=owner, known=known):
             return Verdict.AUDIT if self.action is Action.AUDIT else Verdict.DENY
-        if self.action is not Action.ALLOW and (self.owner_only or self.read_only):
+        if self.section is Section.SYSCALLS:
+            return Verdict.AUDIT
+        if self.action is not Action.ALLOW and self.conditional:
             return None
         return {Action.ALLOW: Verdict.ALLOW, Action.AUDIT: Verdict.AUDIT, Action.BLOCK: Verdict.DENY}[self.action]
+
+    @property
+    def quota(self) -> tuple[int, int, str] | None:
+        """The rule's quota: bytes, seconds, level."""
+        return self.match.quota if isinstance(self.match, PeerMatch) else None
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the rule is narrowed by a condition on whoever acts, on what is done or on how much."""
+        return (
+            self.owner_only
+            or self.read_only
+            or self.terminal is False
+            or bool(self.allowed_arguments)
+            or self.quota is not None
+        )
+
+    @property
+    def source_directories(self) -> tuple[tuple[str, bool], ...]:
+        """Directories of executables that the rule is limited to, beside ``sources``."""
+        return self.match.source_directories if isinstance(self.match, SyscallMatch) else ()
+
+    @property
+    def sourced(self) -> bool:
+        """Whether the rule is limited to some executables."""
+        return bool(self.sources or self.source_directories)
+
+    def covers_source(self, source: str | None) -> bool:
+        """Whether the rule is about what this executable does; None is one that no rule names."""
+        if not self.sourced or source in self.sources:
+            return True
+        return source is not None and any(
+            source.startswith(directory) and (recursive or "/" not in source[len(directory) :])
+            for directory, recursive in self.source_directories
+        )
+
+    def _beyond(self, operation: Operation, *, owner: bool, known: Circumstances) -> bool:
+        """Whether the access is on the far side of one of the rule's conditions."""
+        return (
+            (self.owner_only and not owner)
+            or (self.read_only and operation is Operation.WRITE)
+            or (self.terminal is False and known.terminal is not False)
+            or (bool(self.allowed_arguments) and not self._permits_arguments(operation, known.arguments))
+            or (self.quota is not None and known.beyond_quota is not False)
+        )
+
+    def _permits_arguments(self, operation: Operation, arguments: tuple[str, ...] | None) -> bool:
+        """Whether a program is started with one argument at least, and with none but those listed.
+
+        The program's own name (``argv[0]``) is not among ``arguments``. Who maps a program passes it what it likes.
+        """
+        return (
+            operation is Operation.EXECUTE
+            and bool(arguments)
+            and all(argument in self.allowed_arguments for argument in arguments or ())
+        )
 
     def literal_prefix(self) -> int:
         """Length in bytes of the part before the first wildcard: how specific a directory or pattern is."""
@@ -222,11 +327,36 @@ class Rule:
             literal.append(next(characters, "") if character == "\\" else character)
         return len("".join(literal).encode("utf-8", "surrogateescape"))
 
-    def specificity(self) -> tuple[int, int, int]:
-        """Ordering key: larger decides. See the module's second invariant."""
-        kinds = {ObjectKind.PATH: 3, ObjectKind.EXECNAME: 2, ObjectKind.DIRECTORY: 1, ObjectKind.PATTERN: 1}
-        prefix = 0 if self.kind is ObjectKind.EXECNAME else self.literal_prefix()
-        return (1 if self.sources else 0, kinds[self.kind], prefix)
+    def specificity(self, peer: Peer | None = None) -> tuple[int, ...]:  # noqa: PLR0911 - one key a section
+        """Ordering key: larger decides. See the module's invariants. ``peer`` is needed for rules about packets."""
+        match self.section:
+            case Section.PROCESS | Section.FILE:
+                prefix = 0 if self.kind is ObjectKind.EXECNAME else self.literal_prefix()
+                return (int(self.sourced), _PATH_RANKS.get(self.kind, 0), prefix)
+            case Section.NETWORK:
+                return (int(self.sourced), SOCKET_RANKS.get(self.value, PROTOCOL_RANK))
+            case Section.DNS:
+                return (int(self.sourced), self.value.count(".") + 1)
+            case Section.SYSCALLS:
+                return (int(self.sourced), int(isinstance(self.match, SyscallMatch) and self.match.path is not None))
+            case Section.DEVICE if isinstance(self.match, DeviceMatch):
+                said = [
+                    int(part is not None)
+                    for part in (self.match.device_class, self.match.subclass, self.match.protocol, self.match.level)
+                ]
+                return (said[0] + said[3], said[1], said[2], said[0])
+            case Section.INGRESS | Section.EGRESS if isinstance(self.match, PeerMatch) and peer is not None:
+                from hauberk.policy import peers  # noqa: PLC0415 - few questions are about packets
+
+                return peers.specificity(self.match, peer)
+            case _:
+                return (int(self.sourced),)
+
+
+_PATH_RANKS = {ObjectKind.PATH: 3, ObjectKind.EXECNAME: 2, ObjectKind.DIRECTORY: 1, ObjectKind.PATTERN: 1}
+PROTOCOL_RANK = 2
+SOCKET_RANKS = {"all": 0} | dict.fromkeys(("raw", "stream", "dgram", "rdm", "seqpacket", "dccp", "packet"), 1)
+"""How exactly the words of ``matchProtocols`` name a socket: all, a type, and else a protocol."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,19 +371,32 @@ class RuleSet:
     postures: tuple[tuple[Section, Verdict], ...] = ()
 
     def posture_of(self, section: Section) -> Verdict:
-        """Give the verdict on what an allow-list of this section leaves unmatched. DNS follows the network."""
+        """Give the verdict on what an allow-list of this section leaves unmatched.
+
+        A section without a posture of its own follows another: names and packets the network, processes the files.
+        """
         postures = dict(self.postures)
-        if section is Section.DNS and section not in postures:
-            section = Section.NETWORK
-        return postures.get(section, self.posture)
+        return postures.get(section, postures.get(_FOLLOWS.get(section, section), self.posture))
 
     def is_allow_list(self, section: Section) -> bool:
         """Whether unmatched accesses of this section get the posture."""
-        return any(rule.section is section and rule.action is Action.ALLOW and not rule.implied for rule in self.rules)
+        return section not in NEVER_ALLOW_LISTS and any(
+            rule.section is section and rule.action is Action.ALLOW and not rule.implied for rule in self.rules
+        )
 
     def privileged_sources(self) -> frozenset[str]:
         """Give the executables to which some rule grants what others may not do: their identity is worth stealing."""
         return _privileged(self.rules)
+
+
+NEVER_ALLOW_LISTS = frozenset({Section.SYSCALLS, Section.PRESETS, Section.APPARMOR})
+"""Sections in which nothing can be allowed: what no rule matches passes."""
+_FOLLOWS = {
+    Section.PROCESS: Section.FILE,
+    Section.DNS: Section.NETWORK,
+    Section.INGRESS: Section.NETWORK,
+    Section.EGRESS: Section.NETWORK,
+}
 
 
 def _privileged(rules: Iterable[Rule]) -> frozenset[str]:
@@ -278,33 +421,43 @@ class Decision:
     lost: tuple[tuple[Rule, str], ...] = ()
 
 
-def decide(
-    rule_set: RuleSet, matching: Iterable[Rule], operation: Operation, *, source: str | None, owner: bool
+def decide(  # noqa: PLR0913 - who does what, to what, and what else is known of it
+    rule_set: RuleSet,
+    matching: Iterable[Rule],
+    operation: Operation,
+    *,
+    source: str | None,
+    owner: bool,
+    known: Circumstances | None = None,
 ) -> Decision:
     """Decide an operation on an object, given the rules whose object matches it.
 
     ``source`` is the resolved path of the acting executable (for EXECUTE the one that calls exec), ``owner`` whether
-    the acting fsuid owns the object. Rules whose ``sources`` do not contain the source are taken as not matching.
+    the acting fsuid owns the object, ``known`` what else is known (by default nothing). Rules whose sources do not
+    contain the source are taken as not matching.
     """
     section = SECTION_OF[operation]
-    applicable: list[tuple[tuple[int, int, int, int], Rule, Verdict]] = []
+    known = known or NOTHING_KNOWN
+    applicable: list[tuple[tuple[int, ...], Rule, Verdict]] = []
     lost: list[tuple[Rule, str]] = []
     matching = tuple(matching)
     for rule in matching:
         if rule.section is not section:
             continue
-        if rule.sources and source not in rule.sources:
-            lost.append((rule, f"limited to source {', '.join(rule.sources)}"))
+        if not rule.covers_source(source):
+            directories = (directory for directory, _ in rule.source_directories)
+            lost.append((rule, f"limited to source {', '.join((*rule.sources, *directories))}"))
             continue
-        effect = rule.effect(operation, owner=owner)
+        effect = rule.effect(operation, owner=owner, known=known)
         if effect is None:
-            lost.append((rule, f"says nothing about {operation.value}{' by the owner' if rule.owner_only else ''}"))
+            lost.append((rule, f"says nothing about {_side(rule, operation)}"))
             continue
-        applicable.append(((*rule.specificity(), int(effect)), rule, effect))
-    applicable.sort(key=lambda entry: entry[0], reverse=True)
+        applicable.append(((*rule.specificity(known.peer), int(effect)), rule, effect))
+    if len(applicable) > 1:
+        applicable.sort(key=lambda entry: (_negative(entry[0]), _place(entry[1])))
     if applicable:
         key, winner, verdict = applicable[0]
-        losers = (*((rule, _why_weaker(key, other)) for other, rule, _ in applicable[1:]), *lost)
+        losers = (*((rule, _why_weaker(section, key, other)) for other, rule, _ in applicable[1:]), *lost)
         decision = Decision(verdict, winner, "rule", losers)
     elif rule_set.is_allow_list(section):
         reason = f"no {section.value} rule matches and the section is an allow-list"
@@ -322,26 +475,64 @@ def _map_by_privileged(
 ) -> Decision:
     """Restrict what a source with rights of its own maps.
 
-    What is mapped becomes that source, so the workload must not have made it. A rule that names the source is the
-    author's own word that it may.
+    What is mapped becomes that source, so the workload must not have made it, with a terminal or without. A rule that
+    names the source is the author's own word that it may.
     """
     if source not in rule_set.privileged_sources() or (decision.rule is not None and decision.rule.sources):
         return decision
-    if decide(rule_set, matching, Operation.WRITE, source=None, owner=True).verdict is Verdict.DENY:
+    terminals = (False, True) if any(rule.terminal is not None for rule in matching) else (False,)
+    writing = (
+        decide(rule_set, matching, Operation.WRITE, source=None, owner=True, known=Circumstances(terminal=terminal))
+        for terminal in terminals
+    )
+    if all(decided.verdict is Verdict.DENY for decided in writing):
         return decision
     lost = decision.lost if decision.rule is None else ((decision.rule, "does not name the source"), *decision.lost)
     reason = "a source with rights of its own maps only what the workload cannot write, or what a rule for it allows"
     return Decision(Verdict.DENY, None, reason, lost)
 
 
-def _why_weaker(winner: tuple[int, int, int, int], loser: tuple[int, int, int, int]) -> str:
-    """Say at which step of the order of precedence a rule lost."""
-    reasons = (
-        "not limited to the source, unlike the deciding rule",
-        "names the object less exactly",
-        "has the shorter literal prefix",
-        "is the weaker action for the same object",
+def _side(rule: Rule, operation: Operation) -> str:
+    """Say which side of a rule's conditions it leaves to other rules."""
+    sides = (
+        (rule.owner_only, "by the owner"),
+        (rule.terminal is False, "without a terminal"),
+        (bool(rule.allowed_arguments), "with the listed arguments"),
+        (rule.quota is not None, "within the quota"),
     )
+    return " ".join((operation.value, *(words for holds, words in sides if holds)))
+
+
+def _negative(key: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(-part for part in key)
+
+
+def _place(rule: Rule) -> tuple[str, str, int, int, str]:
+    origin = rule.origin
+    return (origin.policy, origin.file, origin.line, origin.column, origin.field)
+
+
+_BY_SOURCE = "not limited to the source, unlike the deciding rule"
+_STEPS: dict[Section, tuple[str, ...]] = {
+    Section.PROCESS: (_BY_SOURCE, "names the object less exactly", "has the shorter literal prefix"),
+    Section.FILE: (_BY_SOURCE, "names the object less exactly", "has the shorter literal prefix"),
+    Section.NETWORK: (_BY_SOURCE, "names the kind of socket less exactly"),
+    Section.DNS: (_BY_SOURCE, "names a wider domain"),
+    Section.SYSCALLS: (_BY_SOURCE, "not limited to a path, unlike the deciding rule"),
+    Section.DEVICE: (
+        "says less about class and level",
+        "names no subclass, unlike the deciding rule",
+        "names no protocol, unlike the deciding rule",
+        "names a level and no class",
+    ),
+    Section.INGRESS: ("names a wider network", "names more ports", "names the interface less exactly"),
+    Section.EGRESS: ("names a wider network", "names more ports", "names the interface less exactly"),
+}
+
+
+def _why_weaker(section: Section, winner: tuple[int, ...], loser: tuple[int, ...]) -> str:
+    """Say at which step of the order of precedence a rule lost."""
+    reasons = (*_STEPS.get(section, (_BY_SOURCE,)), "is the weaker action for the same object")
     return next(
         (reason for reason, theirs, mine in zip(reasons, winner, loser, strict=True) if theirs != mine),
         "says the same",
