@@ -138,7 +138,7 @@ def _read_own(path: str) -> bytes | None:
         fits = status.st_size <= MAXIMUM_BYTES + _DIGEST_LENGTH
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or others or not fits:
             return None
-        with open(descriptor, "rb", buffering=0, closefd=False) as file:  # noqa: PTH123 - a descriptor
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
             return file.read()
     except OSError:
         return None
