@@ -92,38 +92,34 @@ def signs_bare_data(keys: Sequence[PublicKey], data: bytes, signatures: Sequence
     return any(_is_by(key, data, signature) for signature in signatures for key in keys)
 
 
-def write(data: bytes, entries: Sequence[Mapping[str, object]]) -> bytes:
-    """Write an envelope of ``data`` with these entries of ``signatures``."""
-    document = {
-        "payload": encode_base64(data).decode(),
-        "payloadType": PAYLOAD_TYPE,
-        "signatures": list(entries),
-    }
-    return json.dumps(document, indent=1).encode() + b"\n"
+def add_signature(key: PrivateKey, data: bytes, existing: bytes | None = None) -> bytes:
+    """Sign ``data`` and give the envelope: a new one, or ``existing`` with one signature more.
 
-
-def add_signature(key: PrivateKey, data: bytes, existing: bytes | None = None) -> tuple[bytes, bool]:
-    """Sign ``data`` and give the envelope: a new one, or ``existing`` with one signature more; and whether it changed.
-
-    It does not if the key's signature is in it already. Signatures of others are kept as they are, verified or not:
-    only who holds their keys can tell. Raises ``SignatureError`` if ``existing`` is no envelope of ``data``.
+    It is given back unchanged if the key's signature is in it already. Signatures of others are kept as they are,
+    verified or not: only who knows their keys can tell. Raises ``SignatureError`` if ``existing`` is no envelope of
+    ``data``.
     """
-    entries: list[dict[str, object]] = []
+    document: dict[str, object] = {"payload": encode_base64(data).decode(), "payloadType": PAYLOAD_TYPE}
+    entries: list[object] = []
     if existing is not None:
-        document = envelope.load(existing)
-        if not is_dsse(document):
-            envelope.refuse("signature", "JSON that is no DSSE envelope", "one to add to", "name another output file")
+        document = _load(existing)
         signatures = read(document, data)
         if signers((key.public(),), data, signatures)[0]:
-            return existing, False
+            return existing
         if len(signatures) >= MAXIMUM_SIGNATURES:
             expected = f"room for one more (at most {MAXIMUM_SIGNATURES})"
             envelope.refuse("signature.signatures", f"{len(signatures)} entries", expected, "remove what is not needed")
-        found = envelope.sequence(document["signatures"], "signature.signatures", MAXIMUM_SIGNATURES)
-        entries = [envelope.mapping(entry, "signature.signatures") for entry in found]
+        entries = envelope.sequence(document["signatures"], "signature.signatures", MAXIMUM_SIGNATURES)
     made = detached.sign(key, pre_authentication_encoding(data))
-    entries.append({"keyid": key.public().fingerprint, "sig": encode_base64(made).decode()})
-    return write(data, entries), True
+    entry = {"keyid": key.public().fingerprint, "sig": encode_base64(made).decode()}
+    return json.dumps({**document, "signatures": [*entries, entry]}, indent=1).encode() + b"\n"
+
+
+def _load(existing: bytes) -> dict[str, object]:
+    document = envelope.load(existing) if envelope.is_envelope(existing) else {}
+    if not is_dsse(document):
+        envelope.refuse("signature", "something that is no DSSE envelope", "one to add to", "name another output file")
+    return document
 
 
 def _signature(entry: object, where: str) -> bytes:

@@ -29,11 +29,11 @@ from hauberk.bundle.keys import require_library
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hauberk.bundle.keys import PublicKey
+    from hauberk.bundle.keys import PrivateKey, PublicKey
 
 MAXIMUM_SIGNATURE_BYTES = MAXIMUM_ENVELOPE_BYTES  # the largest of the forms; readers of files bound them by this
 
-__all__ = ["MAXIMUM_SIGNATURE_BYTES", "Form", "check_threshold", "sign", "verify", "verify_any"]
+__all__ = ["MAXIMUM_SIGNATURE_BYTES", "Form", "check_threshold", "sign", "sign_as", "verify", "verify_any"]
 
 
 class Form(StrEnum):
@@ -42,6 +42,17 @@ class Form(StrEnum):
     DETACHED = "detached"
     SIGSTORE = "sigstore"
     DSSE = "dsse"
+
+
+def sign_as(form: Form, key: PrivateKey, data: bytes, existing: bytes | None = None) -> bytes:
+    """Sign ``data`` and give the content of the signature file.
+
+    ``existing`` is for envelopes: the one to add the signature to; it is given back unchanged if the key's signature
+    is in it already. Raises ``SignatureError`` if it is no envelope of ``data``.
+    """
+    if form is Form.DSSE:
+        return dsse.add_signature(key, data, existing)
+    return sigstore.sign(key, data) if form is Form.SIGSTORE else sign(key, data)
 
 
 def verify(key: PublicKey, data: bytes, signature: bytes) -> None:

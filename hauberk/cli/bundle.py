@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hauberk.bundle import Bundle
+    from hauberk.bundle.keys import PublicKey
 
     _Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - argparse has no public name for it
 
@@ -61,17 +62,33 @@ def register(subparsers: _Subparsers) -> None:
     )
     build.set_defaults(run=_command(_build))
 
-    sign = commands.add_parser("sign", help="write a detached signature of a bundle")
+    sign = commands.add_parser("sign", help="write a signature of a bundle, or add one to a DSSE envelope")
     sign.add_argument("file", metavar="FILE")
     sign.add_argument("--key", required=True, help="private key, PEM")
     sign.add_argument("-o", "--output", required=True, metavar="SIG")
+    sign.add_argument(
+        "--format",
+        choices=("detached", "sigstore", "dsse"),
+        default="detached",
+        help="detached: the signature alone, as openssl writes it; sigstore: as cosign writes it; dsse: an envelope for"
+        " several signers in turn, where SIG is added to if it is there (default: %(default)s)",
+    )
     sign.add_argument("--passphrase-file", metavar="FILE", help="its first line opens the private key")
     sign.set_defaults(run=_command(_sign))
 
-    verify = commands.add_parser("verify", help="check a bundle's signature, and its name and version if asked")
+    verify = commands.add_parser("verify", help="check a bundle's signatures, and its name and version if asked")
     verify.add_argument("file", metavar="FILE")
-    verify.add_argument("--signature", required=True, metavar="SIG")
-    verify.add_argument("--key", required=True, metavar="PUB", help="public key, PEM")
+    verify.add_argument("--signature", required=True, metavar="SIG", help="in any of the formats of `sign`")
+    verify.add_argument(
+        "--key", required=True, action="append", metavar="PUB", help="public key, PEM; repeat it for several signers"
+    )
+    verify.add_argument(
+        "--threshold",
+        type=int,
+        default=1,
+        metavar="K",
+        help="how many of the keys must have signed (default: %(default)s)",
+    )
     verify.add_argument("--minimum-version", type=int, metavar="N", help="refuse older bundles")
     verify.add_argument("--name", help="refuse bundles of another name")
     verify.set_defaults(run=_command(_verify))
@@ -164,16 +181,32 @@ def _sign(arguments: argparse.Namespace) -> int:
         )
     pem = files.read_bounded(arguments.key, keys.MAXIMUM_KEY_BYTES)
     key = keys.load_private(pem, passphrase, arguments.key)
-    signature = signatures.sign(key, data)
+    form = signatures.Form(arguments.format)
+    existing = _existing(arguments.output) if form is signatures.Form.DSSE else None
+    signature = signatures.sign_as(form, key, data, existing)
     signatures.verify(key.public(), data, signature)
-    files.write_atomically(arguments.output, signature)
-    print(f"wrote {arguments.output}: {key.algorithm.value} signature of {_title(bundle)}")
+    what = f"{key.algorithm.value} signature of {_title(bundle)}"
+    if signature == existing:
+        print(f"left {arguments.output} as it is: it holds this key's {what} already")
+    else:
+        files.write_atomically(arguments.output, signature)
+        print(f"{'wrote' if existing is None else 'added to'} {arguments.output}: {what}")
     print(f"sha256 {bundle.digest}, key fingerprint {key.public().fingerprint}")
     return DONE
 
 
+def _existing(path: str) -> bytes | None:
+    """Read the envelope that a signature is to be added to; None if there is none yet."""
+    from hauberk.bundle import files, signatures  # noqa: PLC0415
+
+    try:
+        return files.read_bounded(path, signatures.MAXIMUM_SIGNATURE_BYTES)
+    except FileNotFoundError:
+        return None
+
+
 def _verify(arguments: argparse.Namespace) -> int:
-    from hauberk.bundle import document, errors, files, keys, signatures  # noqa: PLC0415
+    from hauberk.bundle import document, errors, files, signatures  # noqa: PLC0415
 
     try:
         if arguments.name is not None:
@@ -182,21 +215,38 @@ def _verify(arguments: argparse.Namespace) -> int:
             document.check_version(arguments.minimum_version, "--minimum-version")
     except errors.MalformedBundleError as error:
         return _fail(USAGE, *error.problems)
-    key = keys.load_public(files.read_bounded(arguments.key, keys.MAXIMUM_KEY_BYTES), arguments.key)
+    names = _public_keys(arguments.key)
+    signatures.check_threshold(arguments.threshold, len(names), "--threshold")
     data = files.read_bounded(arguments.file, document.MAXIMUM_BUNDLE_BYTES)
     signature = files.read_bounded(arguments.signature, signatures.MAXIMUM_SIGNATURE_BYTES)
     if len(data) > document.MAXIMUM_BUNDLE_BYTES:
         return _fail(NO, f"{arguments.file}: found more than {document.MAXIMUM_BUNDLE_BYTES} bytes, expected a bundle")
-    signatures.verify(key, data, signature)
+    signed_by = signatures.verify_any(list(names), arguments.threshold, data, signature)
     bundle = document.parse(data)
     if arguments.name is not None and bundle.name != arguments.name:
         return _fail(NO, f"bundle: found the name {bundle.name}, expected {arguments.name}: take the right bundle")
     if arguments.minimum_version is not None and bundle.version < arguments.minimum_version:
         found = f"bundle {bundle.name}: found version {bundle.version}"
         return _fail(NO, f"{found}, expected {arguments.minimum_version} or newer: take a newer bundle")
-    print(f"good: {_title(bundle)}, signed by {key.algorithm.value} key {key.fingerprint}")
+    print(f"good: {_title(bundle)}, signed by {len(signed_by)} of {len(names)} keys, {arguments.threshold} needed")
+    for key in signed_by:
+        print(f"  {names[key]}: {key.algorithm.value} key {key.fingerprint}")
     print(f"sha256 {bundle.digest}")
     return DONE
+
+
+def _public_keys(paths: list[str]) -> dict[PublicKey, str]:
+    """Read public keys and give each with its file's name; the same key twice would make one signer look like two."""
+    from hauberk.bundle import errors, files, keys  # noqa: PLC0415
+
+    names: dict[PublicKey, str] = {}
+    for path in paths:
+        key = keys.load_public(files.read_bounded(path, keys.MAXIMUM_KEY_BYTES), path)
+        if key in names:
+            message = f"{path}: found the same key as in {names[key]}, expected each key once: name it once"
+            raise errors.SigningKeyError(message)
+        names[key] = path
+    return names
 
 
 def _show(arguments: argparse.Namespace) -> int:
