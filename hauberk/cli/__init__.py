@@ -29,12 +29,18 @@ _COMMANDS = {
     "status": ("hauberk.cli.agent", "show what the agent enforces"),
     "workloads": ("hauberk.cli.agent", "list the workloads the agent knows"),
     "alerts": ("hauberk.cli.agent", "show what was refused and audited"),
+    "completion": ("hauberk.cli.completion", "print a script for the completion of commands in a shell"),
 }
 """Subcommand -> the module whose ``register(subparsers)`` adds it, and its line in the list of commands."""
 
 
-def _parser(first: str | None) -> argparse.ArgumentParser:
-    """Make the parser for a command line that starts with ``first``; of other commands it knows the names only."""
+def complete_parser() -> argparse.ArgumentParser:
+    """Make the parser with all options of all commands."""
+    return _parser(frozenset(_COMMANDS))
+
+
+def _parser(asked: frozenset[str]) -> argparse.ArgumentParser:
+    """Make the parser that knows the commands ``asked`` for; of others it knows the names only."""
     parser = argparse.ArgumentParser(
         prog="hauberk",
         description="Write, check, sign and watch runtime-security policies.",
@@ -42,11 +48,11 @@ def _parser(first: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"hauberk {__version__}")
     subparsers = parser.add_subparsers(title="commands", dest="command", required=True)
-    asked = _COMMANDS[first][0] if first in _COMMANDS else None
-    if asked:
-        importlib.import_module(asked).register(subparsers)
+    modules = dict.fromkeys(_COMMANDS[name][0] for name in _COMMANDS if name in asked)
+    for module in modules:
+        importlib.import_module(module).register(subparsers)
     for name, (module, text) in _COMMANDS.items():
-        if module != asked:
+        if module not in modules:
             subparsers.add_parser(name, help=text)
     return parser
 
@@ -60,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         # Only the first word can name the command: the top level has no option that takes a value.
-        arguments = _parser(words[0] if words else None).parse_args(words)
+        arguments = _parser(frozenset(words[:1])).parse_args(words)
         result: int = arguments.run(arguments)
         sys.stdout.flush()
     except SystemExit as exit_request:
