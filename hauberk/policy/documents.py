@@ -16,7 +16,7 @@ All problems of all documents are collected; only broken syntax ends the reading
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hauberk.errors import Problem
@@ -30,6 +30,8 @@ MAXIMUM_VALUES = 200_000
 """Most values in one file, each use of an alias counted in full."""
 MAXIMUM_DEPTH = 64
 """Deepest nesting of mappings and lists; policies need about ten."""
+MAXIMUM_PROBLEMS = 1000
+"""Most problems of one file that are told; then the rest of the file is not read."""
 
 FieldPath = tuple[str | int, ...]
 
@@ -51,57 +53,68 @@ class Place(NamedTuple):
     column: int
 
 
-@dataclass(slots=True)
 class Document:
     """One YAML document: its plain value, and where each of its fields stands."""
 
-    file: str
-    value: object
-    start: Place
-    values: dict[FieldPath, Place] = field(default_factory=dict)
-    keys: dict[FieldPath, Place] = field(default_factory=dict)
+    __slots__ = ("_root", "file")
+
+    def __init__(self, file: str, root: _Node) -> None:
+        """Take the name of the file for messages, and what was read."""
+        self.file = file
+        self._root = root
+
+    @property
+    def value(self) -> object:
+        """The plain value. What aliases share is shared here too: do not change it."""
+        return self._root.value
+
+    @property
+    def start(self) -> Place:
+        """Where the document's value begins."""
+        return self._root.place
 
     def place(self, path: FieldPath, *, of_key: bool = False) -> Place:
         """Give the place of a field's value (or key), or of the nearest thing around it that is written down."""
-        table = self.keys if of_key else self.values
-        if path in table:
-            return table[path]
-        while path:
-            found = self.values.get(path) or self.keys.get(path)
-            if found:
-                return found
-            path = path[:-1]
-        return self.start
+        node = self._root
+        key: Place | None = None
+        for part in path:
+            if isinstance(node.parts, dict) and part in node.parts:
+                key, node = node.parts[str(part)]
+            elif isinstance(node.parts, list) and isinstance(part, int) and part < len(node.parts):
+                key, node = None, node.parts[part]
+            else:
+                return node.place
+        return key if of_key and key else node.place
+
+
+def printable(text: str, longest: int = 100) -> str:
+    """Give a text of a document as it may stand in a message: without what a terminal obeys, and not too long."""
+    short = text if len(text) <= longest else text[: longest - 1] + "…"
+    if short.isprintable():
+        return short
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in short)
 
 
 def field_name(path: FieldPath) -> str:
     """Write a path as people do: ``spec.process.matchPaths[0].path``."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        text += f"[{part}]" if isinstance(part, int) else f".{printable(part)}" if text else printable(part)
     return text
 
 
 @dataclass(slots=True)
 class _Node:
-    """A value with its place, before it is put into a document. ``size`` counts the values in it."""
+    """A value with its place.
+
+    ``value`` is plain throughout. ``parts`` are the nodes of a list, or those of a mapping by key, each with the key's
+    place. ``size`` counts the values in it, aliases in full.
+    """
 
     place: Place
-    value: object  # scalar, list[_Node] or list[tuple[_Key, _Node]] for a mapping
+    value: Any
     size: int = 1
-
-
-class _Key(NamedTuple):
-    name: str
-    place: Place
-
-
-class _Mapping(list[tuple[_Key, _Node]]):
-    pass
-
-
-class _List(list[_Node]):
-    pass
+    parts: dict[str, tuple[Place, _Node]] | list[_Node] | None = None
 
 
 class _StopReading(Exception):  # noqa: N818 - no error by itself: the problem is already noted
@@ -144,19 +157,27 @@ class _Reader:
     """Turns the events of one file into documents."""
 
     def __init__(self, file: str, problems: list[Problem]) -> None:
+        import yaml  # noqa: PLC0415 - heavy; only needed when a document is read
+
+        self.yaml = yaml
         self.file = file
         self.problems = problems
         self.anchors: dict[str, _Node | None] = {}
         self.values = 0
+        self.told = 0
 
     def problem(self, place: Place, found: str, expected: str, advice: str) -> None:
         self.problems.append(Problem(self.file, place.line, place.column, "", found, expected, advice))
+        self.told += 1
+        if self.told == MAXIMUM_PROBLEMS:
+            self.problem(place, f"{self.told} problems so far", "none", "Correct these and check again")
+            raise _StopReading
 
     def documents(self, text: str) -> list[Document]:
-        import yaml  # noqa: PLC0415 - heavy; only needed when a document is read
+        yaml = self.yaml
 
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        events = iter(yaml.parse(text, Loader=loader))
+        events = _events(loader(text))
         failed: Problem | None = None
         documents: list[Document] = []
         try:
@@ -166,11 +187,11 @@ class _Reader:
                     before = len(self.problems)
                     node = self.node(next(events), events, depth=0)
                     if node is not None and node.value is not None and len(self.problems) == before:
-                        documents.append(self.document(node))
+                        documents.append(Document(self.file, node))
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             place = Place(mark.line + 1, mark.column + 1) if mark else Place(0, 0)
-            what = error.problem or "text that cannot be read"
+            what = printable(error.problem or "text that cannot be read", 200)
             failed = Problem(
                 self.file,
                 *place,
@@ -180,7 +201,7 @@ class _Reader:
                 "Correct the text at or before this place",
             )
         except yaml.YAMLError as error:
-            what = " ".join(str(error).split())
+            what = printable(" ".join(str(error).split()), 200)
             failed = Problem(
                 self.file, 0, 0, "", f"broken YAML ({what})", "printable UTF-8 text", "Remove the character"
             )
@@ -192,8 +213,7 @@ class _Reader:
 
     def node(self, event: Any, events: Iterator[Any], *, depth: int) -> _Node | None:  # noqa: ANN401 - untyped library
         """Build the node that starts with ``event``; None where its content was refused."""
-        import yaml  # noqa: PLC0415
-
+        yaml = self.yaml
         place = Place(event.start_mark.line + 1, event.start_mark.column + 1)
         if depth > MAXIMUM_DEPTH:
             self.problem(place, f"values nested more than {MAXIMUM_DEPTH} deep", "a policy", "Flatten the document")
@@ -230,19 +250,20 @@ class _Reader:
 
     def alias(self, name: str, place: Place) -> _Node | None:
         node = self.anchors.get(name)
+        shown = printable(name)
         if node is None:
             known = name in self.anchors
             found = (
-                f"the alias *{name} inside of what it stands for" if known else f"the alias *{name} without an anchor"
+                f"the alias *{shown} inside of what it stands for" if known else f"the alias *{shown} without an anchor"
             )
             self.problem(place, found, "an alias of a value written before it", "Write the value out")
             return None
         self.count(node.size, place)
-        return _Node(place, node.value, node.size)
+        return _Node(place, node.value, node.size, node.parts)
 
     def check_tag(self, tag: str | None, allowed: tuple[str, ...], place: Place) -> None:
         if tag not in (None, "!", *(_TAG + name for name in allowed)):
-            self.problem(place, f"the tag {tag!r}", "a plain value", "Remove the tag")
+            self.problem(place, f"the tag '{printable(tag or '')}'", "a plain value", "Remove the tag")
 
     def scalar(self, event: Any, place: Place) -> _Node | None:  # noqa: ANN401 - untyped library
         text = event.value
@@ -259,7 +280,7 @@ class _Reader:
         if expected and type(plain) is not expected:
             self.problem(
                 place,
-                f"{text!r} tagged {tag.removeprefix(_TAG) if tag else ''}",
+                f"'{printable(text)}' tagged {(tag or '').removeprefix(_TAG)}",
                 "a value of that type",
                 "Remove the tag",
             )
@@ -267,9 +288,8 @@ class _Reader:
         return _Node(place, plain)
 
     def list_(self, events: Iterator[Any], place: Place, depth: int) -> _Node | None:
-        import yaml  # noqa: PLC0415
-
-        items = _List()
+        yaml = self.yaml
+        items: list[_Node] = []
         complete = True
         size = 1
         for event in events:
@@ -281,13 +301,11 @@ class _Reader:
                 continue
             items.append(item)
             size += item.size
-        return _Node(place, items, size) if complete else None
+        return _Node(place, [item.value for item in items], size, items) if complete else None
 
     def mapping(self, events: Iterator[Any], place: Place, depth: int) -> _Node | None:
-        import yaml  # noqa: PLC0415
-
-        entries = _Mapping()
-        seen: dict[str, Place] = {}
+        yaml = self.yaml
+        entries: dict[str, tuple[Place, _Node]] = {}
         complete = True
         size = 1
         for event in events:
@@ -298,39 +316,32 @@ class _Reader:
             if key is None or item is None:
                 complete = False
                 continue
-            if not isinstance(key.value, str):
-                kind = type_name(key.value)
-                self.problem(key.place, f"{kind} as a key", "text", "Put the key in quotes if it is meant as text")
+            name = key.value
+            if not isinstance(name, str):
+                self.problem(
+                    key.place, f"{type_name(name)} as a key", "text", "Put the key in quotes if it is meant as text"
+                )
                 complete = False
                 continue
-            if key.value in seen:
-                first = seen[key.value]
-                found = f"the key {key.value!r} a second time (first at line {first.line})"
+            if name in entries:
+                found = f"the key '{printable(name)}' a second time (first at line {entries[name][0].line})"
                 self.problem(key.place, found, "each key once", "Remove one, or join their contents")
                 complete = False
                 continue
-            seen[key.value] = key.place
-            entries.append((_Key(key.value, key.place), item))
+            entries[name] = (key.place, item)
             size += 1 + item.size
-        return _Node(place, entries, size) if complete else None
+        return (
+            _Node(place, {name: item.value for name, (_, item) in entries.items()}, size, entries) if complete else None
+        )
 
-    def document(self, root: _Node) -> Document:
-        document = Document(self.file, None, root.place)
 
-        def build(node: _Node, path: FieldPath) -> object:
-            document.values[path] = node.place
-            if isinstance(node.value, _List):
-                return [build(item, (*path, index)) for index, item in enumerate(node.value)]
-            if isinstance(node.value, _Mapping):
-                result: dict[str, object] = {}
-                for key, item in node.value:
-                    document.keys[(*path, key.name)] = key.place
-                    result[key.name] = build(item, (*path, key.name))
-                return result
-            return node.value
-
-        document.value = build(root, ())
-        return document
+def _events(loader: Any) -> Iterator[Any]:  # noqa: ANN401 - untyped library
+    """Give the parser's events; the library's own generator asks twice for each."""
+    try:
+        while (event := loader.get_event()) is not None:
+            yield event
+    finally:
+        loader.dispose()
 
 
 def _plain(text: str) -> object:
@@ -348,6 +359,6 @@ def type_name(value: object) -> str:
     """Name a value's type as the author of a policy knows it."""
     names: dict[type, str] = {
         type(None): "null", bool: "a truth value", int: "a number", float: "a decimal number",
-        str: "text", list: "a list", dict: "a mapping", _List: "a list", _Mapping: "a mapping",
+        str: "text", list: "a list", dict: "a mapping",
     }  # fmt: skip
     return names.get(type(value), "a value of another type")

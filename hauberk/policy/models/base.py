@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from hauberk.policy.documents import type_name
+from hauberk.policy.documents import printable, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from hauberk.policy.documents import FieldPath
 
-_LONGEST_SHOWN = 100
+_LONGEST_WORD = 64
 NULL_IS_ABSENT_MARK = "null is absent"
 """Key in a field's JSON schema: null may be written there."""
 
@@ -35,8 +35,7 @@ def refuse(expected: str, advice: str, found: str = "", below: FieldPath = ()) -
 def shown(value: object) -> str:
     """Show a value of the document, shortened to what fits into a line."""
     if isinstance(value, str):
-        text = json.dumps(value, ensure_ascii=False)
-        return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + '…"'
+        return f'"{printable(json.dumps(value, ensure_ascii=False)[1:-1])}"'
     if isinstance(value, bool | int | float):
         return json.dumps(value)
     if value == []:
@@ -46,6 +45,8 @@ def shown(value: object) -> str:
 
 def suggestion(word: str, choices: Iterable[str]) -> str:
     """Give ``Did you mean …?`` for the choice nearest to a word; empty if none is near."""
+    if len(word) > _LONGEST_WORD:  # comparing takes time and memory with the length
+        return ""
     by_folded = {choice.casefold(): choice for choice in choices}
     close = difflib.get_close_matches(word.casefold(), by_folded, n=1, cutoff=0.6)
     return f"Did you mean {by_folded[close[0]]!r}?" if close else ""
@@ -69,7 +70,7 @@ NULL_IS_ABSENT = Field(json_schema_extra={NULL_IS_ABSENT_MARK: True})
 class Strict(BaseModel):
     """A part of a policy: no coercion, no unknown field, no change afterwards."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, defer_build=True)
 
 
 Severity = Annotated[int, Field(ge=1, le=10)]

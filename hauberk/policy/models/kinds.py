@@ -85,7 +85,7 @@ class ContainerSpec(_Spec):
 
     model_config = _rules_required("process", "file", "network", "capabilities", "syscalls", "presets", "apparmor")
 
-    selector: SelectorModel = SelectorModel()
+    selector: SelectorModel = Field(default_factory=SelectorModel)
     network: Annotated[NetworkSection | None, NOT_NULL] = None
     presets: Annotated[_Presets | None, NOT_NULL] = None
 
@@ -109,7 +109,9 @@ class ClusterSpec(_Spec):
 
     model_config = _rules_required("process", "file", "network", "capabilities", "syscalls", "presets", "apparmor")
 
-    selector: Annotated[ClusterSelector, BeforeValidator(_nothing_for_null), NULL_IS_ABSENT] = ClusterSelector()
+    selector: Annotated[ClusterSelector, BeforeValidator(_nothing_for_null), NULL_IS_ABSENT] = Field(
+        default_factory=ClusterSelector
+    )
     network: Annotated[NetworkSection | None, NOT_NULL] = None
     presets: Annotated[_Presets | None, NOT_NULL] = None
 

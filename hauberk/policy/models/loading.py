@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from hauberk.errors import Problem
     from hauberk.policy.documents import Document, FieldPath
 
+MAXIMUM_PROBLEMS = 100
+"""Most problems told of one document; the rest is counted."""
+
 
 class Policy:
     """A valid document and where its parts stand."""
@@ -99,7 +102,11 @@ def _validate(document: Document, problems: list[Problem]) -> Policy | None:
     try:
         policy = Policy(model.model_validate(value), document)
     except ValidationError as errors:
-        problems.extend(translate(document, model, dict(error)) for error in errors.errors(include_url=False))
+        found = errors.errors(include_url=False)
+        problems.extend(translate(document, model, dict(error)) for error in found[:MAXIMUM_PROBLEMS])
+        if len(found) > MAXIMUM_PROBLEMS:
+            more = f"{len(found) - MAXIMUM_PROBLEMS} more problems in this document"
+            problems.append(problem_at(document, (), more, "none", "Correct the first ones and check again"))
         return None
     problems.extend(warnings(document, policy.kind))
     return policy

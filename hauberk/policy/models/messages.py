@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from hauberk.errors import Problem
-from hauberk.policy.documents import Document, FieldPath, field_name
+from hauberk.policy.documents import Document, FieldPath, field_name, printable
 from hauberk.policy.models.base import shown, suggestion
 from hauberk.policy.models.kinds import KINDS, Metadata
 
@@ -102,7 +102,9 @@ def _unknown_field(document: Document, model: type[BaseModel], path: FieldPath) 
     name = str(path[-1])
     known = [field for field in fields_at(model, path[:-1]) if field not in _SERVER_FIELDS]
     advice = suggestion(name, known) or _ADVICE_FOR_UNKNOWN.get(name) or "Remove it"
-    return problem_at(document, path, f"the unknown field {name!r}", f"one of {', '.join(known)}", advice, of_key=True)
+    return problem_at(
+        document, path, f"the unknown field '{printable(name)}'", f"one of {', '.join(known)}", advice, of_key=True
+    )
 
 
 def _range(model: type[BaseModel], path: FieldPath) -> str:
