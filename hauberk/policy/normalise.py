@@ -2,22 +2,44 @@
 """Policies -> rules in the normal form -> the rule set of one workload.
 
 Here inheritance ends: a rule's action, severity, tags and message are its own, else its section's, else the spec's;
-an action that nobody gives is Block. Each rule carries the place it was written at, down to the engine and back in
-every alert.
+an action that nobody gives is Block. Here spellings end too: words in upper case, lists with commas, names of device
+classes and of services, networks with bits behind their prefix. Each rule carries the place it was written at, down to
+the engine and back in every alert; a list with commas makes several rules of one place.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hauberk.policy import globs
-from hauberk.policy.rules import Action, ObjectKind, Origin, Rule, RuleSet, Section, Verdict, implied_rules
-from hauberk.policy.selectors import CONTAINER_NAME_LABEL, Selector, WorkloadIdentity
+from hauberk.policy import traffic, vocabulary
+from hauberk.policy.documents import field_name
+from hauberk.policy.rules import (
+    Action,
+    DeviceMatch,
+    ObjectKind,
+    Origin,
+    PeerMatch,
+    Rule,
+    RuleSet,
+    Section,
+    SyscallMatch,
+    Verdict,
+    implied_rules,
+)
+from hauberk.policy.selectors import (
+    CONTAINER_NAME_LABEL,
+    HOST_EXPRESSION_LABELS,
+    HOST_NAME_LABELS,
+    Scope,
+    Selector,
+    WorkloadIdentity,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
-    from hauberk.policy.models import KubeArmorPolicy, Policy
+    from hauberk.policy.documents import FieldPath
+    from hauberk.policy.models import Policy, PolicyModel
 
 POSTURES = {"block": Verdict.DENY, "audit": Verdict.AUDIT, "allow": Verdict.ALLOW}
 """The words for what an allow-list leaves unmatched."""
@@ -27,63 +49,247 @@ _LISTS = (
     ("matchDirectories", ObjectKind.DIRECTORY, "dir"),
     ("matchPatterns", ObjectKind.PATTERN, "pattern"),
 )
+_WORDS = (
+    (Section.NETWORK, "network", "matchProtocols", ObjectKind.PROTOCOL, "protocol"),
+    (Section.DNS, "network", "matchDNSQueries", ObjectKind.DOMAIN, "domain"),
+    (Section.CAPABILITIES, "capabilities", "matchCapabilities", ObjectKind.CAPABILITY, "capability"),
+)
+"""Sections whose rules name one thing by a word: section, its field, the list's field, and the word's."""
 
 
-def selector(model: KubeArmorPolicy) -> Selector:
+def selector(model: PolicyModel) -> Selector:
     """Give the selector of a policy in the form that is matched against workloads."""
-    written = model.spec.selector
-    labels = dict(written.matchLabels)
+    spec: Any = model.spec
+    if getattr(spec, "nodeSelector", None) is not None:
+        return _of_hosts(spec.nodeSelector.matchLabels)
+    pairs: dict[tuple[str, str], list[str]] = {}
+    for expression in spec.selector.matchExpressions:
+        pairs.setdefault((expression.key, expression.operator), []).extend(expression.values)
+    labels = dict(getattr(spec.selector, "matchLabels", {}))
     container_name = labels.pop(CONTAINER_NAME_LABEL, None)
-    pairs: dict[str, list[str]] = {"In": [], "NotIn": []}
-    for expression in written.matchExpressions:
-        pairs[expression.operator] += expression.values
-    return Selector(tuple(labels.items()), tuple(pairs["In"]), tuple(pairs["NotIn"]), container_name)
+    return Selector(
+        tuple(labels.items()),
+        tuple(pairs.get(("label", "In"), ())),
+        tuple(pairs.get(("label", "NotIn"), ())),
+        container_name,
+        cluster=model.kind != "KubeArmorPolicy",
+        namespaces=tuple(pairs.get(("namespace", "In"), ())),
+        excluded_namespaces=tuple(pairs.get(("namespace", "NotIn"), ())),
+    )
+
+
+def _of_hosts(labels: dict[str, str]) -> Selector:
+    special = {*HOST_NAME_LABELS, *HOST_EXPRESSION_LABELS}
+    return Selector(
+        labels=tuple((key, value) for key, value in labels.items() if key not in special),
+        scope=Scope.HOST,
+        host_names=tuple((key, labels[key]) for key in HOST_NAME_LABELS if key in labels),
+        host_expressions=tuple((about, labels[key]) for key, about in HOST_EXPRESSION_LABELS.items() if key in labels),
+    )
 
 
 def rules(policy: Policy) -> tuple[Rule, ...]:
-    """Give the rules of one policy in the order they are written, with inheritance applied."""
-    return tuple(_rules(policy))
+    """Give the rules of one policy, section by section in the order they are written, with inheritance applied."""
+    if policy.kind == "KubeArmorNetworkPolicy":
+        return tuple(_of_packets(policy))
+    return tuple(
+        rule for part in (_of_paths, _of_words, _of_calls, _of_presets, _of_devices, _of_text) for rule in part(policy)
+    )
 
 
-def _rules(policy: Policy) -> Iterable[Rule]:
-    spec = policy.model.spec
+def _of_paths(policy: Policy) -> Iterator[Rule]:
     for section in (Section.PROCESS, Section.FILE):
-        model = getattr(spec, section.value)
-        if model is None:
-            continue
         for list_name, kind, field in _LISTS:
-            for index, entry in enumerate(getattr(model, list_name)):
-                path = ("spec", section.value, list_name, index)
-                line, column = policy.document.place(path)
-                origin = Origin(
-                    policy.name, f"spec.{section.value}.{list_name}[{index}]", policy.document.file, line, column
-                )
-                levels = (entry, model, spec)
+            for entry, path, levels in _entries(policy, section.value, list_name):
                 by_name = getattr(entry, "execname", None)
-                value = by_name if by_name is not None else getattr(entry, field)
-                yield Rule(
+                yield _rule(
+                    policy,
+                    path,
+                    levels,
                     section=section,
-                    kind=ObjectKind.EXECNAME if by_name is not None else _object_kind(kind, value),
-                    value=value,
-                    action=Action(_inherited(levels, "action", Action.BLOCK)),
-                    origin=origin,
+                    kind=ObjectKind.EXECNAME if by_name is not None else kind,
+                    value=by_name if by_name is not None else getattr(entry, field),
                     recursive=getattr(entry, "recursive", False),
                     read_only=getattr(entry, "readOnly", False),
                     owner_only=entry.ownerOnly,
-                    sources=tuple(dict.fromkeys(source.path for source in getattr(entry, "fromSource", None) or ())),
-                    severity=_inherited(levels, "severity", 0),
-                    tags=tuple(_inherited(levels, "tags", ())),
-                    message=_inherited(levels, "message", ""),
+                    sources=_sources(entry),
+                    allowed_arguments=tuple(getattr(entry, "allowedArgs", None) or ()),
+                    terminal=_terminal(entry),
                 )
 
 
-def _object_kind(kind: ObjectKind, value: str) -> ObjectKind:
-    """Give what the value of a list names; a path with wildcards is taken for the pattern that it is."""
-    return ObjectKind.PATTERN if kind is ObjectKind.PATH and globs.has_wildcards(value) else kind
+def _of_words(policy: Policy) -> Iterator[Rule]:
+    for section, field, list_name, kind, name in _WORDS:
+        for entry, path, levels in _entries(policy, field, list_name):
+            for word in dict.fromkeys(getattr(entry, name).split(",")):
+                yield _rule(
+                    policy,
+                    path,
+                    levels,
+                    section=section,
+                    kind=kind,
+                    value=word.replace(" ", "").lower().strip("."),
+                    sources=_sources(entry),
+                    terminal=_terminal(entry),
+                )
+
+
+def _of_calls(policy: Policy) -> Iterator[Rule]:
+    for list_name in ("matchSyscalls", "matchPaths"):
+        for entry, path, levels in _entries(policy, "syscalls", list_name):
+            sources = entry.fromSource or ()
+            match = SyscallMatch(
+                names=tuple(dict.fromkeys(entry.syscall)),
+                path=getattr(entry, "path", None),
+                recursive=getattr(entry, "recursive", False),
+                source_directories=tuple(
+                    dict.fromkeys((source.dir, source.recursive) for source in sources if source.dir is not None)
+                ),
+            )
+            about = f" on {match.path}" if match.path else ""
+            yield _rule(
+                policy,
+                path,
+                levels,
+                section=Section.SYSCALLS,
+                kind=ObjectKind.SYSCALL,
+                value=", ".join(match.names) + about,
+                recursive=match.recursive,
+                sources=tuple(dict.fromkeys(source.path for source in sources if source.path is not None)),
+                match=match,
+                action=Action.AUDIT,
+            )
+
+
+def _of_presets(policy: Policy) -> Iterator[Rule]:
+    spec: Any = policy.model.spec
+    for index, entry in enumerate(getattr(spec, "presets", None) or ()):
+        written = _inherited((entry, spec), "action", Action.BLOCK)
+        yield _rule(
+            policy,
+            ("spec", "presets", index),
+            (entry, spec),
+            section=Section.PRESETS,
+            kind=ObjectKind.PRESET,
+            value=entry.name,
+            action=Action.AUDIT if written == Action.AUDIT else Action.BLOCK,
+        )
+
+
+def _of_devices(policy: Policy) -> Iterator[Rule]:
+    for entry, path, levels in _entries(policy, "device", "matchDevice"):
+        match = DeviceMatch(vocabulary.device_class(entry.class_), entry.subClass, entry.protocol, entry.level)
+        yield _rule(
+            policy,
+            path,
+            levels,
+            section=Section.DEVICE,
+            kind=ObjectKind.DEVICE,
+            value=device_text(match),
+            match=match,
+        )
+
+
+def _of_text(policy: Policy) -> Iterator[Rule]:
+    spec: Any = policy.model.spec
+    if spec.apparmor is not None:
+        yield _rule(
+            policy,
+            ("spec", "apparmor"),
+            (spec,),
+            section=Section.APPARMOR,
+            kind=ObjectKind.PROFILE,
+            value=spec.apparmor,
+        )
+
+
+def _of_packets(policy: Policy) -> Iterator[Rule]:
+    spec: Any = policy.model.spec
+    for section, list_name, field in ((Section.INGRESS, "ingress", "from_"), (Section.EGRESS, "egress", "to")):
+        for index, entry in enumerate(getattr(spec, list_name)):
+            quota = None
+            if entry.limit is not None:
+                seconds = traffic.duration_seconds(entry.duration)
+                quota = (traffic.quota_bytes(entry.limit), seconds, spec.level.lower())
+            match = PeerMatch(
+                cidrs=tuple(dict.fromkeys(str(traffic.network(peer.ipBlock.cidr)) for peer in getattr(entry, field))),
+                interfaces=tuple(dict.fromkeys(entry.iface)),
+                ports=tuple(dict.fromkeys(map(_port_range, entry.ports))),
+                quota=quota,
+            )
+            yield _rule(
+                policy,
+                ("spec", list_name, index),
+                (entry, spec),
+                section=section,
+                kind=ObjectKind.PEER,
+                value=peer_text(match),
+                match=match,
+            )
+
+
+def _port_range(entry: Any) -> tuple[int, int, str]:  # noqa: ANN401 - a model, which is not imported here
+    first = traffic.port_number(entry.port)
+    return (first, first if entry.endPort is None else entry.endPort, entry.protocol.lower())
+
+
+def device_text(match: DeviceMatch) -> str:
+    """Name the devices of a rule for people: ``MASS-STORAGE subclass 6 level 1``."""
+    names = {code: name for name, code in vocabulary.DEVICE_CLASSES.items()}
+    device_class = match.device_class
+    words = [vocabulary.ALL_DEVICES if device_class is None else names.get(device_class, f"class {device_class}")]
+    numbers = (("subclass", match.subclass), ("protocol", match.protocol), ("level", match.level))
+    return " ".join(words + [f"{name} {number}" for name, number in numbers if number is not None])
+
+
+def peer_text(match: PeerMatch) -> str:
+    """Name the packets of a rule for people: ``10.0.0.0/8 tcp/443 on eth0``."""
+    ranges = (
+        f"{protocol}/{first}" if first == last else f"{protocol}/{first}-{last}"
+        for first, last, protocol in match.ports
+    )
+    text = " ".join(part for part in (", ".join(match.cidrs) or "any", ", ".join(ranges)) if part)
+    if match.interfaces:
+        text += f" on {', '.join(match.interfaces)}"
+    if match.quota is not None:
+        text += f" up to {match.quota[0]} bytes in {match.quota[1]} s for each {match.quota[2]}"
+    return text
+
+
+def _entries(policy: Policy, field: str, list_name: str) -> Iterator[tuple[Any, FieldPath, tuple[Any, ...]]]:
+    """Give the entries of one list with their paths and the levels they inherit from."""
+    spec = policy.model.spec
+    section = getattr(spec, field, None)
+    if section is not None:
+        for index, entry in enumerate(getattr(section, list_name)):
+            yield entry, ("spec", field, list_name, index), (entry, section, spec)
+
+
+def _rule(policy: Policy, path: FieldPath, levels: tuple[Any, ...], **parts: Any) -> Rule:  # noqa: ANN401
+    """Make a rule of what stands at a path; what ``parts`` does not say of it is inherited."""
+    line, column = policy.document.place(path)
+    inherited = {
+        "action": Action(_inherited(levels, "action", Action.BLOCK)),
+        "severity": _inherited(levels, "severity", 0),
+        "tags": tuple(_inherited(levels, "tags", ())),
+        "message": _inherited(levels, "message", ""),
+    }
+    origin = Origin(policy.name, field_name(path), policy.document.file, line, column)
+    return Rule(origin=origin, **inherited | parts)
 
 
 def _inherited(levels: Iterable[Any], name: str, default: Any) -> Any:  # noqa: ANN401 - the attribute decides the type
-    return next((value for level in levels if (value := getattr(level, name)) is not None), default)
+    values = (getattr(level, name, None) for level in levels)
+    return next((value for value in values if value is not None), default)
+
+
+def _sources(entry: Any) -> tuple[str, ...]:  # noqa: ANN401 - a model, which is not imported here
+    return tuple(dict.fromkeys(source.path for source in getattr(entry, "fromSource", None) or ()))
+
+
+def _terminal(entry: Any) -> bool | None:  # noqa: ANN401 - a model, which is not imported here
+    """Give False for ``pts: false``. ``pts: true`` asks for nothing: with a terminal or without."""
+    return False if getattr(entry, "pts", None) is False else None
 
 
 def covering(policies: Iterable[Policy], workload: WorkloadIdentity) -> tuple[Policy, ...]:
@@ -93,10 +299,20 @@ def covering(policies: Iterable[Policy], workload: WorkloadIdentity) -> tuple[Po
     )
 
 
-def build(policies: Iterable[Policy], posture: Verdict = Verdict.DENY) -> RuleSet:
+def build(
+    policies: Iterable[Policy], posture: Verdict = Verdict.DENY, postures: tuple[tuple[Section, Verdict], ...] = ()
+) -> RuleSet:
     """Give the rule set of policies already selected: their rules, and what Hauberk implies."""
-    written = tuple(rule for policy in policies for rule in rules(policy))
-    return RuleSet((*written, *implied_rules(written, posture)), posture)
+    return join((rule for policy in policies for rule in rules(policy)), posture, postures)
+
+
+def join(
+    written: Iterable[Rule], posture: Verdict = Verdict.DENY, postures: tuple[tuple[Section, Verdict], ...] = ()
+) -> RuleSet:
+    """Give the rule set of these rules and of what Hauberk implies by them."""
+    alone = RuleSet(tuple(written), posture, postures)
+    implied = implied_rules(alone.rules, alone.posture_of(Section.PROCESS))
+    return RuleSet((*alone.rules, *implied), posture, postures)
 
 
 def rule_set(policies: Iterable[Policy], workload: WorkloadIdentity, posture: Verdict = Verdict.DENY) -> RuleSet | None:

@@ -1,25 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which policies a workload gets.
 
-Rules of the match, all of which must hold:
+A policy is for containers or for hosts, never for both. Beyond that, all of these must hold:
 
-* **Namespace.** A policy covers workloads of its own namespace; one that names none is in ``default``, as with
-  Kubernetes. If the workload's namespace is not known (runc, podman), it is not compared: leaving a policy out would
-  drop its Block rules.
+* **Namespace.** A container policy covers workloads of its own namespace; one that names none is in ``default``, as
+  with Kubernetes. A cluster policy covers every namespace, or those it names. If the workload's namespace is not known
+  (runc, podman), it is not compared: leaving a policy out would drop its Block rules.
 * **Labels.** Each of ``matchLabels`` must be present with that value.
-* **Expressions.** With ``In`` expressions, one of their ``k=v`` must be present, and ``NotIn`` is not looked at; with
-  ``NotIn`` alone, none may be.
+* **Expressions.** Of all ``In`` expressions, one of their ``k=v`` must be present; of all ``NotIn``, none may be. What
+  has no labels has none of them.
 * **Container name** (label ``kubearmor.io/container.name``): a list ``[a, b]`` or a regular expression for the whole
   name. A name that is not known counts as empty: ``.*`` covers every container, named or not. So does a value that
   names none, ``""`` or ``[]``, as with KubeArmor: leaving the policy out would drop its Block rules.
+* **Host name** (labels ``kubearmor.io/hostname`` and ``kubernetes.io/hostname``): ``*`` or names with commas between
+  them; with ``hostnamereg``, an expression for the whole name in which ``*`` stands for anything.
 
-A selector that selects by nothing covers the whole namespace, as with KubeArmor. Regular expressions are a subset that
-needs no backtracking, since whoever names a container must not be able to stall the agent.
+A selector that selects by nothing covers the whole namespace, as with KubeArmor, that of a cluster policy all of them.
+Regular expressions are a subset that needs no backtracking, since whoever names a container must not be able to stall
+the agent.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping  # noqa: TC003 - part of a dataclass's annotations that tools evaluate
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -29,6 +33,12 @@ from hauberk.errors import HauberkError
 from hauberk.policy import globs
 
 CONTAINER_NAME_LABEL = "kubearmor.io/container.name"
+HOST_NAME_LABELS = ("kubearmor.io/hostname", "kubernetes.io/hostname")
+HOST_EXPRESSION_LABELS = {
+    "kubearmor.io/hostnamereg": HOST_NAME_LABELS[0],
+    "kubernetes.io/hostnamereg": HOST_NAME_LABELS[1],
+}
+"""Labels whose value is an expression, and the label whose value it is about."""
 DEFAULT_NAMESPACE = "default"
 _MAXIMUM_EXPRESSION = 1024
 _MAXIMUM_NESTING = 16
@@ -56,36 +66,68 @@ class WorkloadIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """A policy's selector: labels, ``k=v`` pairs of In and of NotIn, and the container name's list or expression."""
+    """Whom a policy covers.
+
+    ``labels`` must all be there; ``within`` and ``without`` are the ``k=v`` of In and of NotIn; ``container_name`` is a
+    list or expression. ``cluster``: the policy belongs to no namespace, but to those in ``namespaces`` (empty: all)
+    that are not in ``excluded_namespaces``. ``host_names`` and ``host_expressions`` are ``(label, value)`` pairs of a
+    host's name.
+    """
 
     labels: tuple[tuple[str, str], ...] = ()
     within: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     container_name: str | None = None
     scope: Scope = Scope.CONTAINER
+    cluster: bool = False
+    namespaces: tuple[str, ...] = ()
+    excluded_namespaces: tuple[str, ...] = ()
+    host_names: tuple[tuple[str, str], ...] = ()
+    host_expressions: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def covers_every_container(self) -> bool:
+        """Whether nothing that is said about a container changes the answer, but its namespace."""
+        asks = self.labels or self.within or self.without or self.namespaces or self.excluded_namespaces
+        return self.scope is Scope.CONTAINER and not asks and self.container_name in {None, "", "[]", ".*"}
 
     def matches(self, policy_namespace: str, workload: WorkloadIdentity) -> bool:
         """Tell whether a policy of ``policy_namespace`` with this selector covers the workload."""
-        if workload.host is not (self.scope is Scope.HOST):
-            return False
-        if workload.namespace and (policy_namespace or DEFAULT_NAMESPACE) != workload.namespace:
-            return False
-        if any(workload.labels.get(key) != value for key, value in self.labels):
-            return False
-        if not self._expressions_match(workload):
-            return False
-        return self.container_name is None or _name_matches(self.container_name, workload.container_name)
+        return (
+            workload.host is (self.scope is Scope.HOST)
+            and (workload.host or self._namespace_matches(policy_namespace, workload.namespace))
+            and all(workload.labels.get(key) == value for key, value in self.labels)
+            and (not self.within or any(_present(pair, workload) for pair in self.within))
+            and not any(_present(pair, workload) for pair in self.without)
+            and (self.container_name is None or _name_matches(self.container_name, workload.container_name))
+            and all(_host_named(label, names, workload) for label, names in self.host_names)
+            and all(
+                _whole_match(parse_host_expression(expression), _host_name(label, workload))
+                for label, expression in self.host_expressions
+            )
+        )
 
-    def _expressions_match(self, workload: WorkloadIdentity) -> bool:
-        def present(pair: str) -> bool:
-            key, _, value = pair.partition("=")
-            return workload.labels.get(key) == value
+    def _namespace_matches(self, own: str, namespace: str) -> bool:
+        if not namespace:
+            return True
+        if not self.cluster:
+            return (own or DEFAULT_NAMESPACE) == namespace
+        return (not self.namespaces or namespace in self.namespaces) and namespace not in self.excluded_namespaces
 
-        if self.within:
-            return any(present(pair) for pair in self.within)
-        if self.without:
-            return bool(workload.labels) and not any(present(pair) for pair in self.without)
-        return True
+
+def _present(pair: str, workload: WorkloadIdentity) -> bool:
+    key, _, value = pair.partition("=")
+    return workload.labels.get(key) == value
+
+
+def _host_name(label: str, workload: WorkloadIdentity) -> str:
+    """Give a host's name: what the label says where there is one, else the name that the host itself has."""
+    return workload.labels.get(label) or workload.host_name
+
+
+def _host_named(label: str, names: str, workload: WorkloadIdentity) -> bool:
+    name = _host_name(label, workload)
+    return any(choice in {"*", name} for choice in map(str.strip, names.split(",")) if choice)
 
 
 class ExpressionError(HauberkError):
@@ -121,8 +163,20 @@ def _name_matches(value: str, name: str) -> bool:
     names = name_list(value)
     if names is not None:
         return name in names
+    return _whole_match(parse_expression(value), name)
+
+
+def _whole_match(expression: globs.Node, name: str) -> bool:
     octets = globs.to_bytes(name)
-    return len(octets) in globs.simulate(parse_expression(value), octets)
+    return len(octets) in globs.simulate(expression, octets)
+
+
+def parse_host_expression(expression: str) -> globs.Node:
+    """Parse the value of a ``hostnamereg`` label: a regular expression in which ``*`` stands for anything.
+
+    A ``*`` behind a ``.`` may mean either, and both are the same. Raises :class:`ExpressionError`.
+    """
+    return parse_expression(re.sub(r"\.?\*", ".*", expression))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -37,7 +37,8 @@ NAMELESS = WorkloadIdentity()
         (Selector(within=("app=api",)), False),
         (Selector(without=("app=api",)), True),
         (Selector(without=("app=api", "app=web")), False),
-        (Selector(within=("app=web",), without=("tier=front",)), True),  # In is stronger than NotIn
+        (Selector(within=("app=web",), without=("tier=front",)), False),  # both must hold
+        (Selector(within=("app=web",), without=("tier=back",)), True),
         (Selector(within=("app=api",), without=("tier=back",)), False),
         (Selector((("app", "web"),), without=("tier=front",)), False),
         (Selector((("app", "api"),), within=("tier=front",)), False),
@@ -71,11 +72,11 @@ def test_namespaces(policy: str, workload: str, expected: bool) -> None:  # noqa
     assert selector.matches(policy, WorkloadIdentity(namespace=workload, container_name="x")) is expected
 
 
-def test_a_workload_of_which_nothing_is_known_matches_only_what_covers_every_container() -> None:
+def test_a_workload_of_which_nothing_is_known_matches_only_what_asks_for_nothing() -> None:
     assert Selector(container_name=".*").matches("", NAMELESS)
     assert not Selector(container_name=".+").matches("", NAMELESS)
     assert not Selector(container_name="[a]").matches("", NAMELESS)
-    assert not Selector(without=("app=web",)).matches("", NAMELESS)
+    assert Selector(without=("app=web",)).matches("", NAMELESS)  # what has no labels has not this one
     assert not Selector((("app", "web"),)).matches("", NAMELESS)
 
 
