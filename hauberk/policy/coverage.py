@@ -8,7 +8,7 @@ silence. The answer depends on the rule and on whom its policy covers, and on no
 A machine that goes on without such a rule may become stricter by that, never more open. Rules of a section that no
 engine enforces have no effect. In a section that is enforced, a rule may have a condition that the kernel's program
 cannot see (a program's arguments, its terminal): there :func:`in_force` gives the strictest reading. An Allow rule
-then refuses what it names, and its section stays an allow-list; a Block rule refuses on both sides of its condition;
+then refuses what it names, and its section stays an allow-list; a Block rule refuses on both sides of its conditions;
 an Audit rule, which lets pass what a wider rule may refuse, is left out.
 
 An engine that learns to hold more changes this module and nothing else.
@@ -61,8 +61,8 @@ def unenforced(rule: Rule, scope: Scope) -> str | None:
         return f"no engine enforces the section {rule.section.value} yet, only {sections}"
     if rule.allowed_arguments:
         return "no engine looks at a program's arguments (allowedArgs) yet"
-    if rule.terminal is not None:
-        return "no engine looks at whether there is a terminal (pts) yet"
+    if rule.terminal is False:
+        return "no engine looks at whether there is a terminal (pts: false) yet"
     return None
 
 
@@ -77,22 +77,27 @@ def report(rules: Iterable[Rule], scope: Scope) -> tuple[Unenforced, ...]:
 
 def in_force(rules: Iterable[Rule]) -> tuple[Rule, ...]:
     """Give what the engine is to hold of rules of policies for containers: none of it grants more than is written."""
-    return tuple(held for rule in rules if rule.section in ENFORCED_SECTIONS for held in _held(rule))
+    return strictest(rule for rule in rules if rule.section in ENFORCED_SECTIONS)
+
+
+def strictest(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """Replace rules of enforced sections whose conditions the engine cannot see by the strictest without them."""
+    return tuple(held for rule in rules for held in _held(rule))
 
 
 def _held(rule: Rule) -> tuple[Rule, ...]:
-    """Give the strictest rules without conditions for one rule of an enforced section."""
     reason = unenforced(rule, Scope.CONTAINER)
-    if reason is None:
+    if reason is None or rule.section not in ENFORCED_SECTIONS:
         return (rule,)
     plain = replace(rule, allowed_arguments=(), terminal=None)
-    if rule.action is Action.BLOCK:
-        return (plain,)
     if rule.action is Action.AUDIT:
         return ()
+    # The far side of any one condition is refused: without that one, the others no longer narrow the refusal.
+    refusal = replace(plain, action=Action.BLOCK, read_only=False, owner_only=False)
+    if rule.action is Action.BLOCK:
+        return (refusal,)
     # Beside it rather than in its place: the Allow rule, which loses to it, keeps the section an allow-list.
-    message = f"{reason}, so what the rule allows is refused"
-    return (plain, replace(plain, action=Action.BLOCK, read_only=False, owner_only=False, message=message))
+    return (plain, replace(refusal, message=f"{reason}, so what the rule allows is refused"))
 
 
 def _instead(rule: Rule, scope: Scope) -> str:
@@ -102,7 +107,7 @@ def _instead(rule: Rule, scope: Scope) -> str:
         return "what it allows is refused, and the section stays an allow-list"
     if rule.action is Action.AUDIT:
         return "it is left out: what it is about is neither let pass nor told of by it"
-    return "it refuses without the condition"
+    return "it refuses on either side of its conditions"
 
 
 def _said(rule: Rule) -> str:
@@ -113,8 +118,9 @@ def _said(rule: Rule) -> str:
     words = [rule.action.value, rule.section.value, rule.kind.value, value]
     if rule.allowed_arguments:
         words.append("allowedArgs")
-    if rule.terminal is not None:
-        words.append(f"pts {str(rule.terminal).lower()}")
+    words += ["readOnly"] * rule.read_only + ["ownerOnly"] * rule.owner_only
+    if rule.terminal is False:
+        words.append("pts: false")
     if rule.sources:
         words.append("fromSource " + ", ".join(rule.sources))
     return " ".join(words)

@@ -33,12 +33,13 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from guest_agent.engines.bpf_lsm.automaton import EMPTY_CELL, Automaton, AutomatonError, Comb, build, pack
 from hauberk.errors import HauberkError
+from hauberk.policy.coverage import strictest
 from hauberk.policy.globs import GlobError, Literal, Node, rule_object, to_bytes
 from hauberk.policy.rules import PATH_SECTIONS, ObjectKind, Operation, Rule, RuleSet, Section, Verdict, decide
 
@@ -116,10 +117,11 @@ class Table:
 
 def fingerprint(rule_set: RuleSet) -> str:
     """Return a digest (SHA-256, hexadecimal) that is equal only for rule sets that compile to the same table."""
+    rules = strictest(rule_set.rules)
     document = {
         "format": VERSION,
         "posture": int(rule_set.posture),
-        "rules": sorted({json.dumps(_identity(rule)) for rule in rule_set.rules}),
+        "rules": sorted({json.dumps(_identity(rule)) for rule in rules}),
     }
     if rule_set.postures:
         document["postures"] = sorted((section.value, int(verdict)) for section, verdict in rule_set.postures)
@@ -129,8 +131,10 @@ def fingerprint(rule_set: RuleSet) -> str:
 def compile_table(rule_set: RuleSet) -> Table:
     """Compile a rule set whose paths are resolved. Rules that are not about paths make no table.
 
-    Raises PlanError when an object or source cannot be read, or when the table would exceed a limit.
+    Conditions that the kernel's program does not see are taken at their strictest. Raises PlanError when an object or
+    source cannot be read, or when the table would exceed a limit.
     """
+    rule_set = replace(rule_set, rules=strictest(rule_set.rules))
     rules = _distinct(rule_set)
     named = {source for rule in rules for source in rule.sources} | rule_set.privileged_sources()
     sources = tuple(sorted(named, key=to_bytes))

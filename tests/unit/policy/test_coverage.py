@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What no engine enforces is named, and what is held in its place never grants more."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guest_agent.engines.bpf_lsm.plan import compile_table, fingerprint
+from guest_agent.engines.bpf_lsm.plan import lookup as ask_table
+from hauberk.policy import globs
+from hauberk.policy.coverage import ENFORCED_SECTIONS, in_force, report, unenforced
+from hauberk.policy.rules import (
+    Action,
+    Circumstances,
+    ObjectKind,
+    Operation,
+    Origin,
+    Rule,
+    RuleSet,
+    Section,
+    Verdict,
+    decide,
+)
+from hauberk.policy.selectors import Scope
+
+ORIGIN = Origin("shop/p", "spec.process.matchPaths[0]", "p.yaml", 7, 3)
+PROGRAM = Rule(Section.PROCESS, ObjectKind.PATH, "/usr/bin/python3", Action.ALLOW, ORIGIN)
+DIRECTORY = Rule(Section.PROCESS, ObjectKind.DIRECTORY, "/usr/bin/", Action.ALLOW, ORIGIN, recursive=True)
+OTHER_SECTIONS = [section for section in Section if section not in ENFORCED_SECTIONS]
+
+
+def verdict(rules: tuple[Rule, ...], path: str, operation: Operation) -> Verdict:
+    matching = [rule for rule in rules if globs.matches(rule, path)]
+    return decide(RuleSet(rules), matching, operation, source=None, owner=True).verdict
+
+
+def test_process_and_file_rules_for_containers_are_enforced() -> None:
+    for section in ENFORCED_SECTIONS:
+        rule = replace(PROGRAM, section=section, sources=("/bin/a",), owner_only=True, read_only=True, terminal=True)
+        assert unenforced(rule, Scope.CONTAINER) is None
+        assert in_force([rule]) == (rule,)
+    assert report([PROGRAM, DIRECTORY], Scope.CONTAINER) == ()
+
+
+@pytest.mark.parametrize("section", OTHER_SECTIONS, ids=str)
+def test_other_sections_are_named_and_not_held(section: Section) -> None:
+    rule = replace(PROGRAM, section=section, value="x")
+    reason = unenforced(rule, Scope.CONTAINER)
+    assert reason is not None
+    assert section.value in reason
+    assert in_force([rule, PROGRAM]) == (PROGRAM,)
+    [told] = report([rule, PROGRAM], Scope.CONTAINER)
+    assert told.instead == "it has no effect"
+    assert str(told).startswith("p.yaml:7:3: shop/p spec.process.matchPaths[0]: Allow ")
+
+
+@pytest.mark.parametrize("section", Section, ids=str)
+def test_nothing_is_enforced_for_hosts(section: Section) -> None:
+    rule = replace(PROGRAM, section=section)
+    [told] = report([rule], Scope.HOST)
+    assert "host" in told.reason
+    assert told.instead == "it has no effect"
+
+
+CONDITIONS = [{"allowed_arguments": ("-m", "x")}, {"terminal": False}, {"terminal": False, "allowed_arguments": ("x",)}]
+
+
+@pytest.mark.parametrize("condition", CONDITIONS, ids=str)
+def test_an_allow_rule_with_a_condition_refuses_and_keeps_the_allow_list(condition: dict[str, object]) -> None:
+    rule = replace(PROGRAM, **condition)  # type: ignore[arg-type] # one field of a rule or two
+    [told] = report([rule], Scope.CONTAINER)
+    assert told.instead.startswith("what it allows is refused")
+    held = in_force([rule])
+    assert not any(one.conditional for one in held)
+    assert RuleSet(held).is_allow_list(Section.PROCESS)
+    assert verdict(held, "/usr/bin/python3", Operation.EXECUTE) is Verdict.DENY
+    assert verdict(held, "/usr/bin/other", Operation.EXECUTE) is Verdict.DENY
+    # a wider rule that allows does not let it through either
+    wider = in_force([rule, DIRECTORY])
+    assert verdict(wider, "/usr/bin/python3", Operation.EXECUTE) is Verdict.DENY
+    assert verdict(wider, "/usr/bin/python3", Operation.MAP) is Verdict.DENY
+    assert verdict(wider, "/usr/bin/other", Operation.EXECUTE) is Verdict.ALLOW
+    assert all(one.origin == ORIGIN for one in held)
+
+
+def test_block_rules_refuse_without_their_condition_and_audit_rules_go() -> None:
+    block = replace(PROGRAM, action=Action.BLOCK, terminal=False)
+    assert in_force([block]) == (replace(block, terminal=None),)
+    assert "either side" in report([block], Scope.CONTAINER)[0].instead
+    audit = replace(PROGRAM, action=Action.AUDIT, allowed_arguments=("x",))
+    assert in_force([audit]) == ()
+    assert "left out" in report([audit], Scope.CONTAINER)[0].instead
+
+
+def test_a_profile_is_shown_in_one_line_by_its_beginning() -> None:
+    rule = replace(PROGRAM, section=Section.APPARMOR, kind=ObjectKind.PROFILE, value="deny /a rw,\n" * 40)
+    [told] = report([rule], Scope.CONTAINER)
+    assert told.rule.startswith("Allow apparmor profile deny /a rw, deny /a")
+    assert len(told.rule) < 120
+    assert "\n" not in str(told)
+    assert str(report([replace(rule, origin=Origin("p", "f"))], Scope.CONTAINER)[0]).startswith("p f: ")
+
+
+RULES = st.builds(
+    Rule,
+    section=st.sampled_from(sorted(ENFORCED_SECTIONS)),
+    kind=st.just(ObjectKind.PATH),
+    value=st.sampled_from(["/d/a", "/d/b"]),
+    action=st.sampled_from(Action),
+    origin=st.just(ORIGIN),
+    read_only=st.booleans(),
+    owner_only=st.booleans(),
+    sources=st.sampled_from([(), ("/s",)]),
+    allowed_arguments=st.sampled_from([(), ("x",)]),
+    terminal=st.sampled_from([None, True, False]),
+) | st.builds(
+    Rule,
+    section=st.sampled_from(sorted(ENFORCED_SECTIONS)),
+    kind=st.just(ObjectKind.DIRECTORY),
+    value=st.just("/d/"),
+    action=st.sampled_from(Action),
+    origin=st.just(ORIGIN),
+    read_only=st.booleans(),
+    terminal=st.sampled_from([None, True, False]),
+)
+KNOWN = [
+    Circumstances(arguments=arguments, terminal=terminal)
+    for arguments in ((), ("x",), ("y",))
+    for terminal in (False, True)
+]
+
+
+@given(
+    st.lists(RULES, min_size=1, max_size=5).map(tuple),
+    st.sampled_from(["/d/a", "/d/b", "/d/c"]),
+    st.sampled_from([Operation.EXECUTE, Operation.READ, Operation.WRITE]),
+    st.sampled_from([None, "/s"]),
+    st.booleans(),
+)
+def test_what_is_held_grants_nothing_that_is_not_written(
+    rules: tuple[Rule, ...], path: str, operation: Operation, source: str | None, owner: bool  # noqa: FBT001
+) -> None:  # fmt: skip
+    """What the written rules refuse under some circumstances, the held ones and their table refuse under all."""
+
+    def of(some: tuple[Rule, ...], known: Circumstances) -> Verdict:
+        matching = [rule for rule in some if globs.matches(rule, path)]
+        return decide(RuleSet(some), matching, operation, source=source, owner=owner, known=known).verdict
+
+    held = in_force(rules)
+    assert in_force(held) == held
+    written = max(of(rules, known) for known in KNOWN)
+    answer = of(held, Circumstances())
+    if written is Verdict.DENY:
+        assert answer is Verdict.DENY
+    table = compile_table(RuleSet(rules))
+    number = 1 + table.sources.index(source) if source in table.sources else 0
+    assert ask_table(table.blob, path.encode(), number, operation, owner) is answer
+    assert fingerprint(RuleSet(rules)) == fingerprint(RuleSet(held))
