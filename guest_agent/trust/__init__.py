@@ -9,8 +9,12 @@ from guest_agent.trust.errors import (
     MalformedSignature,
     MalformedTrustRoot,
     NameMismatch,
+    NoSuccessorAllowed,
     NothingVerified,
+    NotNewer,
+    NotTheAcceptedSuccessor,
     NotTheSealedBundle,
+    SuccessorMissing,
     TooFewSignatures,
     TrustError,
     VerificationUnavailable,
@@ -18,17 +22,22 @@ from guest_agent.trust.errors import (
     WrongSignature,
 )
 from guest_agent.trust.root import TrustedKey, TrustRoot
-from guest_agent.trust.verification import Stage, Trust, VerifiedBundle, verify
+from guest_agent.trust.verification import Accepted, Stage, Trust, VerifiedBundle, verify
 
 __all__ = [
+    "Accepted",
     "MalformedBundle",
     "MalformedSeal",
     "MalformedSignature",
     "MalformedTrustRoot",
     "NameMismatch",
+    "NoSuccessorAllowed",
+    "NotNewer",
+    "NotTheAcceptedSuccessor",
     "NotTheSealedBundle",
     "NothingVerified",
     "Stage",
+    "SuccessorMissing",
     "TooFewSignatures",
     "Trust",
     "TrustError",

@@ -46,6 +46,22 @@ class NotTheSealedBundle(TrustError):  # noqa: N818
     """Another bundle than the one this boot is sealed with."""
 
 
+class NoSuccessorAllowed(TrustError):  # noqa: N818
+    """The bundle in force allows no other before the next boot."""
+
+
+class NotNewer(TrustError):  # noqa: N818
+    """A validly signed successor whose version is not above that of the bundle in force: a replay, most likely."""
+
+
+class NotTheAcceptedSuccessor(TrustError):  # noqa: N818
+    """Another bundle than the one the kernel's record says was accepted at that place of the chain."""
+
+
+class SuccessorMissing(TrustError):  # noqa: N818
+    """The kernel's record says that a successor was accepted, and the chain that was delivered ends before it."""
+
+
 class MalformedSeal(TrustError):  # noqa: N818
     """What claims to be the sealed digest is none; it is not taken for "not sealed"."""
 
