@@ -24,10 +24,10 @@ from hauberk.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MAXIMUM_BYTES = 4 * 1024 * 1024
+MAXIMUM_BYTES = 16 * 1024 * 1024
 """Largest policy file in bytes."""
-MAXIMUM_VALUES = 200_000
-"""Most values in one file, each use of an alias counted in full."""
+MAXIMUM_VALUES = 1_000_000
+"""Most values in one file, each use of an alias counted in full. Reading that many takes some 250 MiB."""
 MAXIMUM_DEPTH = 64
 """Deepest nesting of mappings and lists; policies need about ten."""
 MAXIMUM_PROBLEMS = 1000
@@ -133,7 +133,7 @@ def read(data: bytes, file: str, problems: list[Problem]) -> list[Document]:
     documents: list[Document] = []
     if len(data) > MAXIMUM_BYTES:
         reader.problem(
-            Place(0, 0), f"{len(data)} bytes", f"at most {MAXIMUM_BYTES}", "Split the policies into several files"
+            Place(0, 0), f"more than {MAXIMUM_BYTES} bytes", "fewer", "Split the policies into several files"
         )
         return documents
     try:

@@ -129,13 +129,30 @@ def test_deep_nesting_is_refused(opening: str) -> None:
 def test_a_large_file_is_refused_unread() -> None:
     problems: list[Problem] = []
     assert read(b"#" * (documents.MAXIMUM_BYTES + 1), "p.yaml", problems) == []
-    assert "4194305 bytes" in str(problems[0])
+    assert "more than 16777216 bytes" in str(problems[0])
 
 
-def test_many_values_are_refused() -> None:
-    _, problems = read_text("- 1\n" * (documents.MAXIMUM_VALUES + 1))
+def test_many_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "MAXIMUM_VALUES", 1000)
+    assert read_text("- 1\n" * 999)[1] == []
+    _, problems = read_text("- 1\n" * 1000)
     assert len(problems) == 1
-    assert "more than 200000 values" in str(problems[0])
+    assert "more than 1000 values" in str(problems[0])
+
+
+def test_many_problems_end_the_reading() -> None:
+    found, problems = read_text("{1: a}\n---\n" * 5000)
+    assert found == []
+    assert len(problems) == documents.MAXIMUM_PROBLEMS + 1
+    assert "1000 problems so far" in str(problems[-1])
+
+
+def test_messages_hold_nothing_that_a_terminal_obeys() -> None:
+    text = '{"\\e[31m\\n::error::x": 1, "\\e[31m\\n::error::x": 2}'
+    (problem,) = read_text(text)[1]
+    assert str(problem).isprintable()
+    assert field_name(("a\n\x9b", 0)) == "a\\n\\x9b[0]"
+    assert len(field_name(("x" * 10_000,))) == 100
 
 
 def test_text_that_is_not_utf8_is_refused_at_its_byte() -> None:
