@@ -8,6 +8,8 @@ some path is named by. This module finds these sets: it walks the product of all
 ``..``), one byte at a time and only as far as the product goes. Equal states are visited once and bytes that no state
 tells apart are tried once; the walk is therefore complete, and its witnesses are the shortest there are.
 
+What holds for paths holds for names that expressions match, which any bytes may be (:func:`text_classes`).
+
 The number of states can grow exponentially for patterns made to do that. The walk then ends with an error instead of
 an incomplete answer. The kernel's limits of length (255 bytes a name, 4096 a path) are not looked at: a witness may be
 longer than a path can be, for patterns that name nothing shorter.
@@ -33,8 +35,8 @@ MAXIMUM_STATES: Final = 200_000
 """Most states of the product that are visited; some seconds' worth."""
 
 _DOT: Final = ord(".")
-_START, _ROOT, _SLASH, _ONE_DOT, _TWO_DOTS, _NAME, _NONE = range(7)
-_ENDS: Final = frozenset((_ROOT, _NAME))
+_START, _ROOT, _SLASH, _ONE_DOT, _TWO_DOTS, _NAME, _ANY_TEXT, _NONE = range(8)
+_ENDS: Final = frozenset((_ROOT, _NAME, _ANY_TEXT))
 _FRIENDLY: Final = b"xabcdefghijklmnopqrstuvwyz0123456789_-ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _PREFERENCE: Final = (*_FRIENDLY, *(byte for byte in range(1, 256) if byte not in _FRIENDLY))
 """Bytes in the order in which a witness prefers them."""
@@ -57,24 +59,17 @@ class PathObject(NamedTuple):
 class _Machine:
     """A nondeterministic automaton without empty moves: a state reads one byte out of a class and goes on to others."""
 
-    def __init__(self, objects: Sequence[PathObject]) -> None:
+    def __init__(self) -> None:
         self.reads: list[frozenset[int]] = []
         self.targets: list[frozenset[int]] = []
         self.accepts: dict[int, int] = {}
-        first: frozenset[int] = frozenset()
-        named: frozenset[int] = frozenset()
-        for number, (kind, value, recursive) in enumerate(objects):
-            end = self.state(frozenset(), frozenset())
-            self.accepts[end] = number
-            if kind is ObjectKind.EXECNAME:
-                named |= self.add(globs.Literal(globs.to_bytes(value)), frozenset((end,)))
-            else:
-                first |= self.add(globs.object_node(kind, value, recursive=recursive), frozenset((end,)))
-        if named:
-            # one way to the last component for all names, instead of a loop for each
-            above = globs.Alternation((globs.EMPTY, globs.Sequence((globs.Repeat(globs.ANY_BYTE, 1), _A_SLASH))))
-            first |= self.add(globs.Sequence((_A_SLASH, above)), named)
-        self.first = first
+        self.first: frozenset[int] = frozenset()
+
+    def end(self, number: int) -> frozenset[int]:
+        """Make the state in which ``number`` is accepted."""
+        state = self.state(frozenset(), frozenset())
+        self.accepts[state] = number
+        return frozenset((state,))
 
     def state(self, reads: frozenset[int], targets: frozenset[int]) -> int:
         self.reads.append(reads)
@@ -128,9 +123,35 @@ def path_classes(objects: Sequence[PathObject], relevant: Iterable[int] | None =
     product has more than :data:`MAXIMUM_STATES` states, and :class:`hauberk.policy.globs.GlobError` for a malformed
     pattern.
     """
-    machine = _Machine(objects)
+    machine = _Machine()
+    named: frozenset[int] = frozenset()
+    for number, (kind, value, recursive) in enumerate(objects):
+        if kind is ObjectKind.EXECNAME:
+            named |= machine.add(globs.Literal(globs.to_bytes(value)), machine.end(number))
+        else:
+            machine.first |= machine.add(globs.object_node(kind, value, recursive=recursive), machine.end(number))
+    if named:
+        # one way to the last component for all names, instead of a loop for each
+        above = globs.Alternation((globs.EMPTY, globs.Sequence((globs.Repeat(globs.ANY_BYTE, 1), _A_SLASH))))
+        machine.first |= machine.add(globs.Sequence((_A_SLASH, above)), named)
+    return _walk(machine, _START, relevant)
+
+
+def text_classes(nodes: Sequence[globs.Node]) -> dict[frozenset[int], str]:
+    """Give each set of trees (by their numbers) that match some text exactly, with the shortest such text.
+
+    The text may be empty and hold every byte but NUL. Raises :class:`TooManyStatesError`.
+    """
+    machine = _Machine()
+    for number, node in enumerate(nodes):
+        machine.first |= machine.add(node, machine.end(number))
+    return _walk(machine, _ANY_TEXT, None)
+
+
+def _walk(machine: _Machine, form: int, relevant: Iterable[int] | None) -> dict[frozenset[int], str]:
+    """Visit the product of a machine and of a form of texts, and collect what is accepted together."""
     useful = None if relevant is None else machine.leading_to(relevant)
-    start = (machine.first, _START)
+    start = (machine.first, form)
     came_from: _Ways = {start: None}
     pending = deque([start])
     found: dict[frozenset[int], str] = {}
@@ -148,8 +169,8 @@ def path_classes(objects: Sequence[PathObject], relevant: Iterable[int] | None =
                 pending.append(following)
         if len(came_from) > MAXIMUM_STATES:
             message = (
-                f"found more than {MAXIMUM_STATES} ways in which {len(objects)} objects can overlap, expected fewer. "
-                "Compare fewer policies at a time, or use fewer patterns with '**'"
+                f"found more than {MAXIMUM_STATES} ways in which {len(machine.accepts)} objects can overlap, expected "
+                "fewer. Compare fewer policies at a time, or use fewer patterns with '**'"
             )
             raise TooManyStatesError(message)
     return found
@@ -166,7 +187,9 @@ def _moves(machine: _Machine, current: _State) -> Iterator[tuple[int, _State]]:
 
 
 def _form(form: int, byte: int) -> int:
-    """Follow the form of the paths that the kernel knows by one byte."""
+    """Follow the form of the paths that the kernel knows by one byte, or that of any text."""
+    if form == _ANY_TEXT:
+        return form
     if byte == globs.SLASH:
         return {_START: _ROOT, _NAME: _SLASH}.get(form, _NONE)
     if form == _START:

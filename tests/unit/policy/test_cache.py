@@ -86,13 +86,19 @@ rules = st.builds(
     terminal=st.none() | st.booleans(),
     match=matches,
 )
+pairs = st.lists(st.tuples(text, text), max_size=2).map(tuple)
 selectors = st.builds(
     Selector,
-    labels=st.lists(st.tuples(text, text), max_size=2).map(tuple),
+    labels=pairs,
     within=texts,
     without=texts,
     container_name=st.none() | text,
     scope=st.sampled_from(Scope),
+    cluster=st.booleans(),
+    namespaces=texts,
+    excluded_namespaces=texts,
+    host_names=pairs,
+    host_expressions=pairs,
 )
 collections = st.builds(
     Collection,
@@ -130,7 +136,8 @@ def test_every_field_that_rules_and_selectors_have_is_in_the_test_above() -> Non
     drawn = {"section", "kind", "value", "action", "origin", "recursive", "read_only", "owner_only", "sources"}
     drawn |= {"severity", "tags", "message", "operations", "implied", "allowed_arguments", "terminal", "match"}
     assert {field.name for field in dataclasses.fields(Rule)} == drawn
-    drawn = {"labels", "within", "without", "container_name", "scope"}
+    drawn = {"labels", "within", "without", "container_name", "scope", "cluster", "namespaces"}
+    drawn |= {"excluded_namespaces", "host_names", "host_expressions"}
     assert {field.name for field in dataclasses.fields(Selector)} == drawn
 
 

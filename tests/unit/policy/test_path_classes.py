@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hauberk.policy import globs, path_classes
+from hauberk.policy import globs, path_classes, selectors
 from hauberk.policy.path_classes import PathObject, TooManyStatesError
 from hauberk.policy.rules import Action, ObjectKind, Origin, Rule, Section
 
@@ -95,3 +95,18 @@ def test_what_grows_without_bound_ends_in_an_error(monkeypatch: pytest.MonkeyPat
     some = [PathObject(ObjectKind.PATTERN, f"/**a{'?' * 12}", recursive=False)]
     with pytest.raises(TooManyStatesError, match=r"more than 500 ways in which 1 objects can overlap, expected fewer"):
         path_classes.path_classes(some)
+
+
+@given(st.lists(st.sampled_from(("a", "ab", "[a-b]*", ".*", "a|b", "web-.+", "(a|ba)b?")), max_size=4))
+@settings(max_examples=60)
+def test_texts_are_parted_by_expressions_too(expressions: list[str]) -> None:
+    nodes = [selectors.parse_expression(expression) for expression in expressions]
+
+    def matching(name: str) -> frozenset[int]:
+        octets = globs.to_bytes(name)
+        return frozenset(number for number, node in enumerate(nodes) if len(octets) in globs.simulate(node, octets))
+
+    found = path_classes.text_classes(nodes)
+    assert all(matching(witness) == numbers for numbers, witness in found.items())
+    texts = ["".join(letters) for length in range(4) for letters in itertools.product("abc", repeat=length)]
+    assert {matching(name) for name in (*texts, "web-", "web-a")} <= found.keys()
