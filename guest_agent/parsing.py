@@ -23,6 +23,8 @@ from hauberk.errors import HauberkError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from guest_agent.trust.verification import Trust
+
 MAXIMUM_MEMORY_BYTES: Final = 2 << 30
 MAXIMUM_CPU_SECONDS: Final = 60
 MAXIMUM_TOLD: Final = 1000
@@ -72,21 +74,22 @@ def _configuration(request: dict[str, object]) -> dict[str, object]:
 
 
 def _bundle(request: dict[str, object]) -> dict[str, object]:
-    """Verify and parse a bundle: ``trustRoot``, ``bundle``, ``signature`` in base64, ``sealedDigest`` or null."""
-    from guest_agent.trust.root import TrustRoot  # noqa: PLC0415
-    from guest_agent.trust.verification import verify  # noqa: PLC0415
+    """Verify the bundle in force and parse it.
+
+    ``trustRoot``, ``bundle``, ``signature`` in base64, ``sealedDigest`` or null; ``successors``, pairs of bundle and
+    signature in base64, in their order; ``accepted``, digest, version and number of the one that the kernel has in
+    force, or null. A bundle that is submitted is the last of the successors.
+    """
+    from guest_agent.trust.verification import successor_rule  # noqa: PLC0415
     from guest_agent.workloads.interchange import rule_to_json  # noqa: PLC0415
+    from guest_agent.workloads.selection import selector_to_json  # noqa: PLC0415
     from hauberk.policy import coverage, models, normalise  # noqa: PLC0415
     from hauberk.policy.selectors import Scope  # noqa: PLC0415
 
-    sealed = request["sealedDigest"]
-    verified = verify(
-        TrustRoot.load(_bytes(request, "trustRoot")),
-        _bytes(request, "bundle"),
-        _bytes(request, "signature"),
-        None if sealed is None else str(sealed),
-    )
-    bundle = verified.bundle
+    trust = _trust(request)
+    verified = trust.require_current()
+    bundle, terms = verified.bundle, verified.bundle.terms
+    rule = successor_rule(trust.root, bundle)
     policies: list[object] = []
     unenforced: list[coverage.Unenforced] = []
     for policy in models.load((file.file, file.text.encode()) for file in bundle.policies):
@@ -99,13 +102,7 @@ def _bundle(request: dict[str, object]) -> dict[str, object]:
             {
                 "name": policy.name,
                 "namespace": policy.model.metadata.namespace,
-                "selector": [
-                    selector.labels,
-                    selector.within,
-                    selector.without,
-                    selector.container_name,
-                    selector.scope.value,
-                ],
+                "selector": selector_to_json(selector),
                 "rules": [rule_to_json(rule) for rule in held],
                 "unenforced": len(reported),
             }
@@ -118,12 +115,37 @@ def _bundle(request: dict[str, object]) -> dict[str, object]:
         "posture": bundle.posture.value,
         "signedBy": ", ".join(key.name for key in verified.signed_by),
         "policies": policies,
+        "target": None if terms.target is None else [terms.target.image_digests, terms.target.labels],
+        "succession": [
+            "" if terms.successor is None else terms.successor.describe(),
+            trust.successors,
+            terms.expires or "",
+            rule is not None and rule[1] < trust.root.threshold,
+        ],
         "unenforced": [
             [one.origin.policy, one.origin.field, one.origin.file, one.origin.line, one.origin.column, one.rule,
              one.reason, one.instead]
             for one in unenforced
         ],
     }  # fmt: skip
+
+
+def _trust(request: dict[str, object]) -> Trust:
+    """Go the way from the trust root to the bundle in force: each link verified under the one before."""
+    from guest_agent.trust.root import TrustRoot  # noqa: PLC0415
+    from guest_agent.trust.verification import Accepted, Trust  # noqa: PLC0415
+
+    root = TrustRoot.load(_bytes(request, "trustRoot"))
+    sealed, found, successors = (request[name] for name in ("sealedDigest", "accepted", "successors"))
+    accepted = Accepted(str(found[0]), int(found[1]), int(found[2])) if isinstance(found, list) else None
+    if not isinstance(successors, list):
+        message = f"found {type(successors).__name__}, expected a list of successors"
+        raise RequestError(message)
+    trust = Trust.empty(root) if sealed is None else Trust.resume(root, str(sealed), accepted)
+    trust = trust.admit(_bytes(request, "bundle"), _bytes(request, "signature"))
+    for successor in successors:
+        trust = trust.succeed(*(base64.b64decode(str(part), validate=True) for part in successor))
+    return trust
 
 
 def _table(request: dict[str, object]) -> dict[str, object]:

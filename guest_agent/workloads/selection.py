@@ -10,11 +10,16 @@ Where the names come from, as container managers really set them in ``config.jso
   ``io.kubernetes.pod.namespace``, ``io.kubernetes.cri-o.{ContainerType,ImageName}``, and
   ``io.kubernetes.cri-o.Labels``, a JSON object of labels.
 * Anybody else (runc, crun, podman), and the NRI plugin for pod labels: ``io.hauberk.label.KEY`` = label KEY,
-  ``io.hauberk.namespace``, ``io.hauberk.name``, ``io.hauberk.container-name``. A plain container without the last is
-  named by its id, which its operator chose.
+  ``io.hauberk.namespace``, ``io.hauberk.name``, ``io.hauberk.container-name``, ``io.hauberk.image-digest``. A plain
+  container without a name is named by its id, which its operator chose.
+* The digest of the image: the one that an image name ends with (``name@sha256:…``), or ``io.hauberk.image-digest``.
 
 All of these are chosen by whoever starts the container. Selecting by them protects at best as the weakest policy of
 the bundle does; two annotations that contradict each other refuse the container instead of letting one win.
+
+A bundle's target narrows whom its policies are for. It is compared with the same announced names, so it protects
+against mistakes and not against whoever starts containers: a digest counts for more only where the guest itself pulled
+the image by it. A container outside the target, or whose digest is not known, is one that no policy covers.
 
 A container that no policy covers gets the bundle's default: ``deny`` refuses it, ``allow`` registers it without
 rules, ``audit`` registers it and tells each program it starts. A policy of which no engine enforces anything covers
@@ -24,7 +29,8 @@ nobody: it would take a container out of the default and protect it from nothing
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final
 
 from guest_agent.workloads.interchange import rule_from_json
@@ -58,6 +64,8 @@ _CRIO_LABELS: Final = "io.kubernetes.cri-o.Labels"
 _OWN_NAMESPACE: Final = "io.hauberk.namespace"
 _OWN_NAME: Final = "io.hauberk.name"
 _OWN_CONTAINER: Final = "io.hauberk.container-name"
+_OWN_DIGEST: Final = "io.hauberk.image-digest"
+_NAMED_DIGEST: Final = re.compile(r"@(sha256:[0-9a-f]{64})\Z")
 _SHOWN: Final = 5
 
 
@@ -81,6 +89,34 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """Whom a bundle's policies are for: containers of one of these images, or with all of these labels."""
+
+    image_digests: frozenset[str] = frozenset()
+    labels: tuple[tuple[str, str], ...] = ()
+
+    def covers(self, identity: WorkloadIdentity) -> bool:
+        """Whether a container is among them; one whose digest is not known is not."""
+        if self.image_digests:
+            return identity.image_digest in self.image_digests
+        return all(identity.labels.get(key) == value for key, value in self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Succession:
+    """What the bundle in force says of its successor and its end, and how it came to be in force.
+
+    ``rule`` is the successor rule in words, "" where none is allowed; ``number`` counts the successors so far;
+    ``weaker`` says that a successor needs fewer signatures than the trust root asks for.
+    """
+
+    rule: str = ""
+    number: int = 0
+    expires: str = ""
+    weaker: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class PolicySet:
     """A verified bundle's content, as far as the agent needs it. ``default`` is "deny", "audit" or "allow".
 
@@ -95,6 +131,8 @@ class PolicySet:
     signed_by: str
     policies: tuple[Policy, ...]
     unenforced: tuple[Unenforced, ...] = ()
+    target: Target | None = None
+    succession: Succession = Succession()
 
     @property
     def unenforced_count(self) -> int:
@@ -121,6 +159,8 @@ class PolicySet:
             signed_by=str(value.get("signedBy")),
             policies=tuple(_policy(policy) for policy in policies),
             unenforced=_unenforced(value.get("unenforced")),
+            target=_target(value.get("target")),
+            succession=_succession(value.get("succession")),
         )
 
 
@@ -149,12 +189,14 @@ def identify(annotations: Mapping[str, str], container_id: str) -> WorkloadIdent
             message = f"label {key} has two values in the annotations, expected one; correct {LABEL_PREFIX}{key}"
             raise SelectionError(message)
     container = _one(annotations, (*_CONTAINERS, _OWN_CONTAINER))
+    image = _one(annotations, _IMAGES)
     return WorkloadIdentity(
         name=_one(annotations, (*_PODS, _OWN_NAME)),
         namespace=_one(annotations, (*_NAMESPACES, _OWN_NAMESPACE)),
         labels=labels,
         container_name=container or ("" if managed else container_id),
-        image=_one(annotations, _IMAGES),
+        image=image,
+        image_digest=_digest(image, annotations.get(_OWN_DIGEST, "")),
     )
 
 
@@ -163,7 +205,9 @@ def select(policy_set: PolicySet, identity: WorkloadIdentity) -> Selection:
 
     Raises SelectionError when no policy covers it and the bundle's default is deny.
     """
-    selecting = [policy for policy in policy_set.policies if policy.selector.matches(policy.namespace, identity)]
+    targeted = policy_set.target is None or policy_set.target.covers(identity)
+    policies = policy_set.policies if targeted else ()
+    selecting = [policy for policy in policies if policy.selector.matches(policy.namespace, identity)]
     unenforced = sum(policy.unenforced for policy in selecting)
     covering = [policy for policy in selecting if policy.rules]
     if covering:
@@ -188,6 +232,12 @@ def _uncovered(policy_set: PolicySet, identity: WorkloadIdentity, selecting: lis
             f"{container} is covered only by policies of which no engine enforces any rule ({names}), and the default "
             f"of bundle {policy_set.name} is deny; add a policy with process or file rules that selects it, or sign a "
             "bundle with another default"
+        )
+    if policy_set.target is not None and not policy_set.target.covers(identity):
+        found = identity.image_digest or "unknown"
+        return (
+            f"{container} (image digest {found}) is outside the target of bundle {policy_set.name}, and the bundle's "
+            "default is deny; start an image that the target names, by its digest, or sign a bundle for this one"
         )
     return (
         f"no policy of bundle {policy_set.name} covers {container}, and the bundle's default is deny; add a policy "
@@ -219,6 +269,17 @@ def _one(annotations: Mapping[str, str], keys: tuple[str, ...]) -> str:
     return found.pop() if found else ""
 
 
+def _digest(image: str, announced: str) -> str:
+    """Give the digest of a container's image, "" when it is not known. Raises SelectionError for a contradiction."""
+    named = _NAMED_DIGEST.search(image)
+    if named is None or announced in ("", named[1]):
+        return named[1] if named else announced
+    message = (
+        f"the image's name and the annotation {_OWN_DIGEST} say different digests, expected one; remove one of them"
+    )
+    raise SelectionError(message)
+
+
 def _crio_labels(annotations: Mapping[str, str]) -> dict[str, str]:
     text = annotations.get(_CRIO_LABELS)
     if not text:
@@ -239,14 +300,7 @@ def _policy(value: object) -> Policy:
         message = f"found {type(value).__name__}, expected a policy"
         raise ValueError(message)  # noqa: TRY004 - a malformed record, not a wrong argument
     try:
-        labels, within, without, container_name, scope = value["selector"]
-        selector = Selector(
-            tuple((str(key), str(content)) for key, content in labels),
-            tuple(str(pair) for pair in within),
-            tuple(str(pair) for pair in without),
-            None if container_name is None else str(container_name),
-            Scope(scope),
-        )
+        selector = _selector(value["selector"])
         rules = tuple(rule_from_json(rule) for rule in value["rules"])
         unenforced = value["unenforced"]
     except (KeyError, TypeError) as error:
@@ -256,6 +310,72 @@ def _policy(value: object) -> Policy:
         message = f"found {unenforced!r} unenforced rules, expected a number"
         raise ValueError(message)
     return Policy(str(value["name"]), str(value["namespace"]), selector, rules, unenforced)
+
+
+def selector_to_json(selector: Selector) -> dict[str, object]:
+    """Give a selector as JSON values, each field by its name."""
+    return {field.name: getattr(selector, field.name) for field in fields(selector)}
+
+
+def _selector(value: object) -> Selector:
+    """Read a selector back: every field must be there, and be of its type. Raises ValueError, KeyError, TypeError."""
+    if not isinstance(value, dict) or value.keys() != {field.name for field in fields(Selector)}:
+        message = "found no selector, expected an object with its fields"
+        raise ValueError(message)
+    name, cluster = value["container_name"], value["cluster"]
+    if not isinstance(name, str | None) or not isinstance(cluster, bool):
+        message = "found a selector whose fields have other types than expected"
+        raise ValueError(message)  # noqa: TRY004 - a malformed record, not a wrong argument
+    return Selector(
+        labels=_pairs(value["labels"]),
+        within=_texts(value["within"]),
+        without=_texts(value["without"]),
+        container_name=name,
+        scope=Scope(value["scope"]),
+        cluster=cluster,
+        namespaces=_texts(value["namespaces"]),
+        excluded_namespaces=_texts(value["excluded_namespaces"]),
+        host_names=_pairs(value["host_names"]),
+        host_expressions=_pairs(value["host_expressions"]),
+    )
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        message = f"found {type(value).__name__}, expected a list of texts"
+        raise ValueError(message)
+    return tuple(value)
+
+
+def _pairs(value: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, list):
+        message = f"found {type(value).__name__}, expected a list of pairs"
+        raise ValueError(message)  # noqa: TRY004 - as above
+    return tuple((key, content) for key, content in map(_texts, value))
+
+
+def _target(value: object) -> Target | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(part, list) for part in value):  # noqa: PLR2004
+        message = "found no target, expected digests and labels"
+        raise ValueError(message)
+    digests, labels = value
+    found = Target(frozenset(map(str, digests)), tuple((str(key), str(content)) for key, content in labels))
+    if bool(found.image_digests) is bool(found.labels):
+        message = "found a target with both digests and labels or neither, expected one of them"
+        raise ValueError(message)
+    return found
+
+
+def _succession(value: object) -> Succession:
+    if value is None:
+        return Succession()
+    kinds = (str, int, str, bool)
+    if not isinstance(value, list) or [type(part) for part in value] != [*kinds]:
+        message = "found no succession, expected rule, number, expiry and comparison"
+        raise ValueError(message)
+    return Succession(*value)
 
 
 def _unenforced(value: object) -> tuple[Unenforced, ...]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guest_agent.workloads.interchange import rule_from_json, rule_set_from_json, rule_set_to_json, rule_to_json
-from guest_agent.workloads.selection import Policy, PolicySet, SelectionError, identify, select
+from guest_agent.workloads.selection import Policy, PolicySet, SelectionError, identify, select, selector_to_json
 from hauberk.policy.rules import Action, ObjectKind, Operation, Origin, Rule, RuleSet, Section, Verdict
 from hauberk.policy.selectors import Selector, WorkloadIdentity
 
@@ -23,8 +23,9 @@ RULE = Rule(
 )
 
 
+SELECTOR: dict[str, object] = json.loads(json.dumps(selector_to_json(Selector())))
 POLICY: dict[str, object] = {
-    "name": "a", "namespace": "", "selector": [[], [], [], None, "container"], "rules": [], "unenforced": 1,
+    "name": "a", "namespace": "", "selector": SELECTOR, "rules": [], "unenforced": 1,
 }  # fmt: skip
 
 
@@ -114,7 +115,11 @@ def test_an_uncovered_container_gets_the_bundles_default() -> None:
         {"policies": [3]}, {"policies": [{}]},
         {"policies": [{"name": "a", "namespace": "", "selector": [], "rules": []}]},
         {"policies": [{**POLICY, "unenforced": -1}]}, {"policies": [{**POLICY, "unenforced": True}]},
-        {"policies": [{**POLICY, "selector": [[], [], [], None, "moon"]}]},
+        {"policies": [{**POLICY, "selector": {**SELECTOR, "scope": "moon"}}]},
+        {"policies": [{**POLICY, "selector": {**SELECTOR, "cluster": 1}}]},
+        {"policies": [{**POLICY, "selector": {**SELECTOR, "within": 1}}]},
+        {"policies": [{**POLICY, "selector": {**SELECTOR, "labels": 1}}]},
+        {"policies": [{**POLICY, "selector": {"scope": "container"}}]},
         {"unenforced": None}, {"unenforced": [3]}, {"unenforced": [["p", "f", "file", "x", 1, "r", "w", "i"]]},
         {"unenforced": [["p", "f", "file", 1, 1, "r", "w"]]},
     ],
