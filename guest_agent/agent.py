@@ -220,6 +220,8 @@ class Agent:
             "bundle": _base64(bundle),
             "signature": _base64(_read_bounded(configuration.bundle_signature, _MAXIMUM_SIGNATURE_BYTES)),
             "sealedDigest": sealed,
+            "successors": [],
+            "accepted": None,
         }
         policy_set = selection.PolicySet.from_json(child.ask("bundle", request))
         digest = hashlib.sha256(bundle).hexdigest()

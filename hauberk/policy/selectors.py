@@ -60,6 +60,7 @@ class WorkloadIdentity:
     labels: Mapping[str, str] = field(default_factory=dict)
     container_name: str = ""
     image: str = ""
+    image_digest: str = ""  # "sha256:…" of the image's manifest, as whoever started it says
     host: bool = False
     host_name: str = ""
 
@@ -89,7 +90,8 @@ class Selector:
     def covers_every_container(self) -> bool:
         """Whether nothing that is said about a container changes the answer, but its namespace."""
         asks = self.labels or self.within or self.without or self.namespaces or self.excluded_namespaces
-        return self.scope is Scope.CONTAINER and not asks and self.container_name in {None, "", "[]", ".*"}
+        name = self.container_name
+        return self.scope is Scope.CONTAINER and not asks and (name in {None, ".*"} or names_none(name or ""))
 
     def matches(self, policy_namespace: str, workload: WorkloadIdentity) -> bool:
         """Tell whether a policy of ``policy_namespace`` with this selector covers the workload."""

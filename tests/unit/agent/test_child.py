@@ -35,6 +35,8 @@ def bundle_request(configuration: Configuration, sealed: str | None = None) -> d
         "bundle": encoded(configuration.bundle.read_bytes()),
         "signature": encoded(configuration.bundle_signature.read_bytes()),
         "sealedDigest": sealed,
+        "successors": [],
+        "accepted": None,
     }
 
 
