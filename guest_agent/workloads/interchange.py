@@ -1,32 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
 """The normal form of rules as JSON, between the agent and its short-lived children, and in its records of workloads.
 
-Reading back is strict: a record that is not what was written raises ValueError, and its reader then does without.
+Reading back is strict: a record that is not what was written raises ValueError, and its reader then does without. What
+is read back must therefore be written back as the same values; a number for a flag, a list too long, a word unknown
+are all noticed.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from hauberk.policy.rules import Action, ObjectKind, Operation, Origin, Rule, RuleSet, Section, Verdict
+from hauberk.policy.rules import (
+    Action,
+    DeviceMatch,
+    ObjectKind,
+    Operation,
+    Origin,
+    PeerMatch,
+    Rule,
+    RuleSet,
+    Section,
+    SyscallMatch,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Json = dict[str, object] | list[object] | str | int | float | bool | None
 
-_FIELDS: Final = 14
-_ORIGIN_FIELDS: Final = 5
+Match = DeviceMatch | PeerMatch | SyscallMatch
+_Value = TypeVar("_Value")
 
 
 def rule_set_to_json(rule_set: RuleSet) -> dict[str, object]:
     """Give a rule set as JSON values."""
-    return {"posture": int(rule_set.posture), "rules": [rule_to_json(rule) for rule in rule_set.rules]}
+    return {
+        "posture": int(rule_set.posture),
+        "postures": [[section.value, int(verdict)] for section, verdict in rule_set.postures],
+        "rules": [rule_to_json(rule) for rule in rule_set.rules],
+    }
 
 
 def rule_set_from_json(value: object) -> RuleSet:
     """Read back what :func:`rule_set_to_json` gave. Raises ValueError."""
-    if not isinstance(value, dict) or not isinstance(value.get("rules"), list) or "posture" not in value:
-        message = "found no rule set, expected an object with posture and rules"
+    if not isinstance(value, dict) or value.keys() != {"posture", "postures", "rules"}:
+        message = "found no rule set, expected an object with posture, postures and rules"
         raise ValueError(message)
-    return RuleSet(tuple(rule_from_json(rule) for rule in value["rules"]), Verdict(value["posture"]))
+    postures = [_fields(item, 2) for item in _list(value["postures"])]
+    return RuleSet(
+        tuple(rule_from_json(rule) for rule in _list(value["rules"])),
+        Verdict(_integer(value["posture"])),
+        tuple((Section(_text(section)), Verdict(_integer(verdict))) for section, verdict in postures),
+    )
 
 
 def rule_to_json(rule: Rule) -> list[object]:
@@ -47,47 +73,129 @@ def rule_to_json(rule: Rule) -> list[object]:
         rule.message,
         [operation.value for operation in rule.operations],
         rule.implied,
+        list(rule.allowed_arguments),
+        rule.terminal,
+        _match_to_json(rule.match),
     ]
+
+
+_FIELDS: Final = 17
+_ORIGIN_FIELDS: Final = 5
 
 
 def rule_from_json(value: object) -> Rule:
     """Read back what :func:`rule_to_json` gave. Raises ValueError."""
-    if not isinstance(value, list) or len(value) != _FIELDS:
-        message = f"found no rule, expected an array of {_FIELDS} fields"
-        raise ValueError(message)
-    section, kind, path, action, origin, recursive, read_only, owner_only = value[:8]
-    sources, severity, tags, text, operations, implied = value[8:]
-    flags = (recursive, read_only, owner_only, implied)
-    lists = (origin, sources, tags, operations)
-    if not (
-        all(isinstance(flag, bool) for flag in flags)
-        and all(isinstance(part, list) for part in lists)
-        and len(origin) == _ORIGIN_FIELDS
-        and all(isinstance(number, int) and not isinstance(number, bool) for number in (severity, *origin[3:]))
-    ):
-        message = "a rule's fields have other types than expected"
-        raise ValueError(message)
-    policy, field, file, line, column = origin
+    section, kind, name, action, place, recursive, read_only, owner_only, *rest = _fields(value, _FIELDS)
+    sources, severity, tags, text, operations, implied, arguments, terminal, match = rest
+    policy, field, file, line, column = _fields(place, _ORIGIN_FIELDS)
     return Rule(
-        section=Section(section),
-        kind=ObjectKind(kind),
-        value=_text(path),
-        action=Action(action),
-        origin=Origin(_text(policy), _text(field), _text(file), line, column),
-        recursive=recursive,
-        read_only=read_only,
-        owner_only=owner_only,
-        sources=tuple(_text(source) for source in sources),
-        severity=severity,
-        tags=tuple(_text(tag) for tag in tags),
+        section=Section(_text(section)),
+        kind=ObjectKind(_text(kind)),
+        value=_text(name),
+        action=Action(_text(action)),
+        origin=Origin(_text(policy), _text(field), _text(file), _integer(line), _integer(column)),
+        recursive=_flag(recursive),
+        read_only=_flag(read_only),
+        owner_only=_flag(owner_only),
+        sources=_texts(sources),
+        severity=_integer(severity),
+        tags=_texts(tags),
         message=_text(text),
-        operations=tuple(Operation(operation) for operation in operations),
-        implied=implied,
+        operations=tuple(Operation(operation) for operation in _texts(operations)),
+        implied=_flag(implied),
+        allowed_arguments=_texts(arguments),
+        terminal=_optional(_flag, terminal),
+        match=_optional(_match_from_json, match),
     )
+
+
+def _match_to_json(what: Match | None) -> list[object] | None:
+    match what:
+        case DeviceMatch():
+            return ["device", what.device_class, what.subclass, what.protocol, what.level]
+        case PeerMatch():
+            ports = [list(one) for one in what.ports]
+            quota = None if what.quota is None else list(what.quota)
+            return ["peer", list(what.cidrs), list(what.interfaces), ports, quota]
+        case SyscallMatch():
+            directories = [list(one) for one in what.source_directories]
+            return ["syscall", list(what.names), what.path, what.recursive, directories]
+        case _:
+            return None
+
+
+_MATCH_FIELDS: Final = 5
+
+
+def _match_from_json(value: object) -> Match:
+    kind, first, second, third, fourth = _fields(value, _MATCH_FIELDS)
+    match kind:
+        case "device":
+            return DeviceMatch(*(_optional(_integer, part) for part in (first, second, third, fourth)))
+        case "peer":
+            ports = tuple(_port_range(one) for one in _list(third))
+            return PeerMatch(_texts(first), _texts(second), ports, _optional(_quota, fourth))
+        case "syscall":
+            directories = tuple(_directory(one) for one in _list(fourth))
+            return SyscallMatch(_texts(first), _optional(_text, second), _flag(third), directories)
+        case _:
+            message = f"found the match {kind!r}, expected device, peer or syscall"
+            raise ValueError(message)
+
+
+def _port_range(value: object) -> tuple[int, int, str]:
+    first, last, protocol = _fields(value, 3)
+    return (_integer(first), _integer(last), _text(protocol))
+
+
+def _quota(value: object) -> tuple[int, int, str]:
+    octets, seconds, level = _fields(value, 3)
+    return (_integer(octets), _integer(seconds), _text(level))
+
+
+def _directory(value: object) -> tuple[str, bool]:
+    directory, recursive = _fields(value, 2)
+    return (_text(directory), _flag(recursive))
+
+
+def _optional(read: Callable[[object], _Value], value: object) -> _Value | None:
+    return None if value is None else read(value)
+
+
+def _fields(value: object, number: int) -> list[object]:
+    if not isinstance(value, list) or len(value) != number:
+        message = f"found no array of {number} fields, expected one"
+        raise ValueError(message)
+    return value
+
+
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list):
+        message = f"found {type(value).__name__}, expected an array"
+        raise ValueError(message)  # noqa: TRY004 - a malformed record, not a wrong argument
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(_text(item) for item in _list(value))
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
         message = f"found {type(value).__name__}, expected a string"
+        raise ValueError(message)  # noqa: TRY004 - a malformed record, not a wrong argument
+    return value
+
+
+def _integer(value: object) -> int:
+    if type(value) is not int:
+        message = f"found {type(value).__name__}, expected a whole number"
+        raise ValueError(message)
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        message = f"found {type(value).__name__}, expected true or false"
         raise ValueError(message)  # noqa: TRY004 - a malformed record, not a wrong argument
     return value

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guest_agent.records import Record, RecordStore
-from guest_agent.workloads.interchange import rule_from_json, rule_set_from_json, rule_set_to_json, rule_to_json
 from guest_agent.workloads.registry import MAXIMUM_WORKLOAD_ID, Identity
 from hauberk.policy.rules import Action, ObjectKind, Operation, Origin, Rule, RuleSet, Section, Verdict
 from hauberk.policy.selectors import WorkloadIdentity
@@ -63,41 +61,8 @@ def names(directory: Path) -> set[str]:
 
 @given(RULE_SETS)
 def test_rules_come_back_as_they_went(rule_set: RuleSet) -> None:
-    assert rule_set_from_json(json.loads(json.dumps(rule_set_to_json(rule_set)))) == rule_set
     made = record(rule_set=rule_set)
     assert Record.decode(made.encode()) == made
-
-
-@pytest.mark.parametrize(
-    "value", [None, [], {}, {"rules": []}, {"posture": 1}, {"rules": {}, "posture": 1}, {"rules": [], "posture": 9}]
-)
-def test_what_is_no_rule_set_is_refused(value: object) -> None:
-    with pytest.raises(ValueError, match=r"no rule set|Verdict"):
-        rule_set_from_json(value)
-
-
-@pytest.mark.parametrize("wrong", [None, 7, "abc", {"a": 1}, [1], 1.5])
-@pytest.mark.parametrize("position", range(14))
-def test_a_field_of_another_type_is_refused(position: int, wrong: object) -> None:
-    fields = rule_to_json(RULE)
-    if position == 2 and isinstance(wrong, str):
-        wrong = None  # any text is a path here
-    if isinstance(wrong, int) and position == 9:
-        wrong = True  # any number is a severity here
-    if isinstance(wrong, str) and position == 11:
-        wrong = None  # any text is a message here
-    fields[position] = wrong
-    with pytest.raises(ValueError, match=r"other types|expected a string|is not a valid"):
-        rule_from_json(fields)
-
-
-def test_a_rule_has_all_its_fields() -> None:
-    for fields in (rule_to_json(RULE)[:-1], [*rule_to_json(RULE), 0], "rule", None):
-        with pytest.raises(ValueError, match="an array of 14 fields"):
-            rule_from_json(fields)
-    for origin in (["p", "f", "", 1], ["p", "f", "", True, 1], ["p", "f", "", "1", 1]):
-        with pytest.raises(ValueError, match="other types"):
-            rule_from_json([*rule_to_json(RULE)[:4], origin, *rule_to_json(RULE)[5:]])
 
 
 def test_a_record_is_written_for_root_alone_and_read_back(tmp_path: Path) -> None:

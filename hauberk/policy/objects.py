@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be asked about, beside files: sockets, names, capabilities, calls, presets, devices, peers.
+
+A person writes each as one line of text; :func:`read` turns it into values, and :func:`matches` tells whether a rule's
+object is this one. What a text leaves out is something that no rule names: a device of which no subclass is said has
+none that a rule could match, a peer without a port has none. So an answer never rests on a guess about what was left
+out.
+
+=============  ==================================================================================
+operation      text
+=============  ==================================================================================
+``socket``     a protocol (``tcp``), a socket type (``raw``), or both (``raw/icmp``)
+``resolve``    a domain name
+``capability`` ``net_raw`` or ``CAP_NET_RAW``
+``syscall``    a name, and the path it is about where there is one: ``unlink /etc/passwd``
+``preset``     ``filelessExec``
+``attach``     ``MASS-STORAGE``, ``8/6/80`` (class, subclass, protocol), at level 2 ``8/6/80@2``
+``receive``,   an address, the destination port where there is one, the interface:
+``send``       ``10.0.0.1 tcp/443 on eth0``
+=============  ==================================================================================
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hauberk.errors import HauberkError
+from hauberk.policy import vocabulary
+from hauberk.policy.rules import (
+    OPERATIONS_OF,
+    PATH_SECTIONS,
+    SOCKET_RANKS,
+    DeviceMatch,
+    ObjectKind,
+    Operation,
+    Peer,
+    PeerMatch,
+    SyscallMatch,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hauberk.policy.rules import Rule
+
+PATH_OPERATIONS = frozenset(operation for section in PATH_SECTIONS for operation in OPERATIONS_OF[section])
+"""The operations whose object is a file."""
+
+CLUSTER_SUFFIXES = ("svc.cluster.local", "cluster.local")
+"""What resolvers in Kubernetes append to a name; before the first may stand a namespace."""
+
+_TYPE_OF = {"tcp": "stream", "udp": "dgram", "icmp": "raw", "icmpv6": "raw", "sctp": "stream"}
+"""The type of socket that a protocol is used with unless it is said."""
+_BYTE = 255
+
+
+class ObjectError(HauberkError):
+    """A text names nothing that the operation could be asked about."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Socket:
+    """A kind of socket by the words that name it: its type, and its protocol where it has one."""
+
+    words: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A domain name in lower case, without dots at its ends."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A capability or preset."""
+
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A system call, and the path it is about."""
+
+    name: str
+    path: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A USB device or interface. None: what no rule names. ``level``: 1 in a root port."""
+
+    device_class: int
+    subclass: int | None = None
+    protocol: int | None = None
+    level: int | None = None
+
+
+Object = str | Socket | Name | Word | Call | Device | Peer
+"""Something that is asked about; text is the path of a file."""
+
+
+def read(operation: Operation, text: str) -> Object:
+    """Read what a person wrote. Raises :class:`ObjectError`."""
+    return _READERS.get(operation, check_path)(text)
+
+
+def check_path(path: str, what: str = "path") -> str:
+    """Give a path as it is. Raises :class:`ObjectError` unless it is absolute and has no detours."""
+    parts = path.split("/")[1:] if path != "/" else ["-"]
+    if not path.startswith("/") or "\0" in path or any(part in ("", ".", "..") for part in parts):
+        message = f"found the {what} {path!r}, expected an absolute path without '.', '..' and extra '/'. Correct it"
+        raise ObjectError(message)
+    return path
+
+
+def matches(rule: Rule, asked: Object) -> bool:  # noqa: PLR0911 - one for each kind of object
+    """Tell whether a rule's object is what is asked about, which is not a file.
+
+    The reference; :class:`hauberk.policy.index.RuleIndex` finds the same rules faster.
+    """
+    match asked:
+        case Socket(words):
+            return rule.kind is ObjectKind.PROTOCOL and (rule.value == "all" or rule.value in words)
+        case Name(name):
+            return rule.kind is ObjectKind.DOMAIN and any(
+                candidate == rule.value or candidate.endswith(f".{rule.value}") for candidate in names(name)
+            )
+        case Word(word):
+            return rule.kind in _WORD_KINDS and rule.value == word
+        case Call():
+            return isinstance(rule.match, SyscallMatch) and _is_called(rule.match, asked)
+        case Device():
+            return isinstance(rule.match, DeviceMatch) and _is_attached(rule.match, asked)
+        case Peer():
+            from hauberk.policy import peers  # noqa: PLC0415 - few questions are about packets
+
+            return isinstance(rule.match, PeerMatch) and peers.matches(rule.match, asked)
+        case _:
+            return False
+
+
+_WORD_KINDS = frozenset({ObjectKind.CAPABILITY, ObjectKind.PRESET})
+
+
+def names(name: str) -> tuple[str, ...]:
+    """Give what a look-up asks for: the name, and without what a resolver in Kubernetes appended to it."""
+    found = [name]
+    for suffix in CLUSTER_SUFFIXES:
+        if name.endswith(f".{suffix}"):
+            short = name.removesuffix(f".{suffix}")
+            found.append(short)
+            if suffix == CLUSTER_SUFFIXES[0] and "." in short:
+                found.append(short.rpartition(".")[0])
+    return tuple(dict.fromkeys(found))
+
+
+def _is_called(match: SyscallMatch, call: Call) -> bool:
+    if call.name not in match.names:
+        return False
+    if match.path is None:
+        return True
+    if call.path is None:
+        return False
+    directory = match.path.rstrip("/")
+    if call.path in {match.path, directory}:
+        return True
+    return match.recursive and call.path.startswith(f"{directory}/")
+
+
+def _is_attached(match: DeviceMatch, device: Device) -> bool:
+    pairs = (
+        (match.device_class, device.device_class),
+        (match.subclass, device.subclass),
+        (match.protocol, device.protocol),
+        (match.level, device.level),
+    )
+    return all(wanted is None or wanted == found for wanted, found in pairs)
+
+
+def _refuse(text: str, expected: str, advice: str) -> ObjectError:
+    return ObjectError(f"found {text!r}, expected {expected}. {advice}")
+
+
+def _socket(text: str) -> Socket:
+    words = text.lower().split("/")
+    known = [word for word in words if word in vocabulary.PROTOCOLS and word != "all"]
+    types = [word for word in known if word in SOCKET_RANKS]
+    protocols = [word for word in known if word not in SOCKET_RANKS]
+    if len(known) != len(words) or len(protocols) > 1 or not known:
+        expected = f"a protocol or socket type out of {', '.join(vocabulary.PROTOCOLS[:-1])}, or TYPE/PROTOCOL"
+        raise _refuse(text, expected, "Write for example tcp, or raw/icmp")
+    return Socket(frozenset(known if types else [*known, _TYPE_OF[protocols[0]]]))
+
+
+def _name(text: str) -> Name:
+    name = text.lower().strip(".")
+    if not re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", name):
+        raise _refuse(text, "a domain name such as www.example.com", "Write the name that is looked up")
+    return Name(name)
+
+
+def _capability(text: str) -> Word:
+    return _word(text, text.lower().removeprefix("cap_"), vocabulary.CAPABILITIES)
+
+
+def _preset(text: str) -> Word:
+    return _word(text, text, vocabulary.PRESETS)
+
+
+def _word(text: str, word: str, known: tuple[str, ...]) -> Word:
+    if word not in known:
+        raise _refuse(text, f"one of {', '.join(known)}", "Choose one of them")
+    return Word(word)
+
+
+def _call(text: str) -> Call:
+    name, space, path = text.partition(" ")
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise _refuse(text, "the name of a system call, and a path where it is about one", "Write 'unlink /etc/passwd'")
+    return Call(name, check_path(path) if space else None)
+
+
+def _device(text: str) -> Device:
+    place, at, level = text.partition("@")
+    words = place.split("/")
+    if "/".join(words[:2]).upper() in vocabulary.DEVICE_CLASSES:  # AUDIO/VIDEO
+        words[:2] = ["/".join(words[:2])]
+    try:
+        device_class = vocabulary.device_class(words[0])
+        subclass, protocol = [*map(_number, words[1:]), None, None][:2]
+        device_level = _number(level) if at else None
+    except ValueError:
+        device_class = None
+    if device_class is None or len(words) > 3:  # noqa: PLR2004 - class, subclass and protocol
+        raise _refuse(text, "a device such as MASS-STORAGE, 8/6/80 or 8/6/80@2", "Write CLASS/SUBCLASS/PROTOCOL@LEVEL")
+    return Device(device_class, subclass, protocol, device_level)
+
+
+def _number(text: str) -> int:
+    number = int(text, 0)
+    if not 0 <= number <= _BYTE:
+        message = f"{number} is no byte"
+        raise ValueError(message)
+    return number
+
+
+def _peer(text: str) -> Peer:
+    import ipaddress  # noqa: PLC0415 - few questions are about packets
+
+    found = re.fullmatch(r"(\S+)(?: +(tcp|udp|sctp)/([0-9]{1,5}))?(?: +on +(\S+))?", text.strip(), re.IGNORECASE)
+    expected = "a peer such as 10.0.0.1, '10.0.0.1 tcp/443' or '10.0.0.1 tcp/443 on eth0'"
+    if found is None or (found[3] and not 1 <= int(found[3]) <= 65535):  # noqa: PLR2004 - the largest port
+        raise _refuse(text, expected, "Write ADDRESS PROTOCOL/PORT on INTERFACE")
+    try:
+        address = str(ipaddress.ip_address(found[1]))
+    except ValueError as error:
+        raise _refuse(text, expected, "Write the address as a number") from error
+    return Peer(address, (found[2] or "").lower(), int(found[3]) if found[3] else None, found[4] or "")
+
+
+_READERS: dict[Operation, Callable[[str], Object]] = {
+    Operation.SOCKET: _socket,
+    Operation.RESOLVE: _name,
+    Operation.CAPABILITY: _capability,
+    Operation.SYSCALL: _call,
+    Operation.PRESET: _preset,
+    Operation.ATTACH: _device,
+    Operation.RECEIVE: _peer,
+    Operation.SEND: _peer,
+}
