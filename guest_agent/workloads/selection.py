@@ -59,7 +59,8 @@ _NAMESPACES: Final = (
 _PODS: Final = ("io.kubernetes.cri.sandbox-name", "io.kubernetes.pod.name", "io.kubernetes.cri-o.KubeName")
 _CONTAINERS: Final = ("io.kubernetes.cri.container-name", "io.kubernetes.container.name")
 _IMAGES: Final = ("io.kubernetes.cri.image-name", "io.kubernetes.cri-o.ImageName")
-_KUBERNETES: Final = "io.kubernetes."
+_MANAGED: Final = ("io.kubernetes.cri.", "io.kubernetes.pod.", "io.kubernetes.container.", "io.kubernetes.cri-o.KubeName")
+"""What a Kubernetes runtime sets. podman sets ``io.kubernetes.cri-o.Created`` and others on containers of no pod."""
 _CRIO_LABELS: Final = "io.kubernetes.cri-o.Labels"
 _OWN_NAMESPACE: Final = "io.hauberk.namespace"
 _OWN_NAME: Final = "io.hauberk.name"
@@ -178,7 +179,7 @@ class Selection:
 
 def identify(annotations: Mapping[str, str], container_id: str) -> WorkloadIdentity:
     """Read a container's identity from its annotations. Raises SelectionError when they contradict each other."""
-    managed = any(key.startswith(_KUBERNETES) for key in annotations)
+    managed = any(key.startswith(_MANAGED) for key in annotations)
     labels = {
         key.removeprefix(LABEL_PREFIX): value
         for key, value in annotations.items()

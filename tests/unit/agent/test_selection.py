@@ -64,8 +64,12 @@ def policies(default: str = "deny") -> PolicySet:
         ),
         ({}, WorkloadIdentity(container_name="id-1")),
         ({"io.kubernetes.cri.container-type": "sandbox"}, WorkloadIdentity()),
+        (
+            {"io.container.manager": "libpod", "io.kubernetes.cri-o.TTY": "false"},
+            WorkloadIdentity(container_name="id-1"),
+        ),
     ],
-    ids=["containerd", "CRI-O", "runc with our annotations", "plain runc", "pause"],
+    ids=["containerd", "CRI-O", "runc with our annotations", "plain runc", "pause", "podman"],
 )
 def test_names_are_read_as_managers_write_them(annotations: dict[str, str], expected: WorkloadIdentity) -> None:
     assert identify(annotations, "id-1") == expected
