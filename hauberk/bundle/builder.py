@@ -64,7 +64,8 @@ def assemble(directory: str | Path, name: str, version: int, default: str = "den
         problems.append(f"{found}, expected at most {MAXIMUM_POLICIES}: split the bundle")
     if problems:
         raise PolicyFilesError(*problems)
-    return Built(data, parse(data), contents.warnings(findings.policies, Default(default)), left_out)
+    warnings = (*findings.doubts, *contents.warnings(findings.policies, Default(default)))
+    return Built(data, parse(data), warnings, left_out)
 
 
 def _read(directory: Path) -> tuple[tuple[PolicyFile, ...], tuple[str, ...]]:

@@ -22,32 +22,41 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from hauberk.bundle.document import PolicyFile
-    from hauberk.policy.selectors import Selector
+    from hauberk.policy.coverage import Unenforced
+    from hauberk.policy.models import Policy
 
 _SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
 class PolicySummary:
-    """One policy: its name, its file, and whether what the host says about a container decides if it covers it."""
+    """One policy: its name, its file, and whether what the host says about a container decides if it covers it.
+
+    ``unenforced`` has its rules that no engine enforces as they are written.
+    """
 
     name: str
     file: str
     selects_by_host: bool
+    unenforced: tuple[Unenforced, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What was found in the files of a bundle. ``problems`` are located texts; with any, the bundle is not built."""
+    """What was found in the files of a bundle, as located texts.
+
+    With any of ``problems`` the bundle is not built; ``doubts`` are told to its author.
+    """
 
     policies: tuple[PolicySummary, ...]
     problems: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
 
 
 def examine(files: Iterable[PolicyFile]) -> Findings:
     """Read all policies of a bundle. Raises ``MissingLibraryError`` if the libraries that read policies are missing."""
     try:
-        from hauberk.policy import models, normalise  # noqa: PLC0415 - lazily, see the module's text
+        from hauberk.policy import coverage, models, normalise  # noqa: PLC0415 - lazily, see the module's text
     except ModuleNotFoundError as error:
         message = (
             f"found no Python library `{error.name}`, expected it for reading policies:"
@@ -56,11 +65,18 @@ def examine(files: Iterable[PolicyFile]) -> Findings:
         raise MissingLibraryError(message) from error
 
     policies, problems = models.examine((file.file, file.text.encode()) for file in files)
-    summaries = tuple(
-        PolicySummary(policy.name, policy.document.file, not _covers_everything(normalise.selector(policy.model)))
-        for policy in policies
+
+    def summary(policy: Policy) -> PolicySummary:
+        selector = normalise.selector(policy.model)
+        unenforced = coverage.report(normalise.rules(policy), selector.scope)
+        return PolicySummary(policy.name, policy.document.file, not selector.covers_every_container, unenforced)
+
+    summaries = tuple(map(summary, policies))
+    return Findings(
+        summaries,
+        tuple(str(problem) for problem in problems if not problem.warning),
+        tuple(str(problem) for problem in problems if problem.warning),
     )
-    return Findings(summaries, tuple(str(problem) for problem in problems))
 
 
 def warnings(policies: Iterable[PolicySummary], default: Default) -> tuple[str, ...]:
@@ -84,9 +100,14 @@ def warnings(policies: Iterable[PolicySummary], default: Default) -> tuple[str, 
             f"default {default.value}: the host can name a container so that no policy covers it, and it may then do"
             " what it likes. Protection against the host needs the default deny",
         )
+    unenforced = tuple(told for policy in policies for told in policy.unenforced)
+    if unenforced:
+        rest = len(unenforced) - _SHOWN
+        more = f"; and {rest} more" if rest > 0 else ""
+        found.append(
+            f"found {len(unenforced)} rules that no engine enforces as they are written: a sealed machine refuses the"
+            " whole bundle, a machine in host mode tells of them and goes on without. "
+            + "; ".join(map(str, unenforced[:_SHOWN]))
+            + more
+        )
     return tuple(found)
-
-
-def _covers_everything(selector: Selector) -> bool:
-    """Whether a selector leaves the host no choice but the namespace: every container name, and nothing else asked."""
-    return not (selector.labels or selector.within or selector.without) and selector.container_name == ".*"
