@@ -59,7 +59,9 @@ _NAMESPACES: Final = (
 _PODS: Final = ("io.kubernetes.cri.sandbox-name", "io.kubernetes.pod.name", "io.kubernetes.cri-o.KubeName")
 _CONTAINERS: Final = ("io.kubernetes.cri.container-name", "io.kubernetes.container.name")
 _IMAGES: Final = ("io.kubernetes.cri.image-name", "io.kubernetes.cri-o.ImageName")
-_MANAGED: Final = ("io.kubernetes.cri.", "io.kubernetes.pod.", "io.kubernetes.container.", "io.kubernetes.cri-o.KubeName")
+_MANAGED: Final = (
+    "io.kubernetes.cri.", "io.kubernetes.pod.", "io.kubernetes.container.", "io.kubernetes.cri-o.KubeName",
+)  # fmt: skip
 """What a Kubernetes runtime sets. podman sets ``io.kubernetes.cri-o.Created`` and others on containers of no pod."""
 _CRIO_LABELS: Final = "io.kubernetes.cri-o.Labels"
 _OWN_NAMESPACE: Final = "io.hauberk.namespace"
