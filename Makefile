@@ -86,6 +86,7 @@ lint: environment build
 	@$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/mypy --scripts-are-modules hooks/hauberk-hook
+	$(VENV)/bin/mypy --scripts-are-modules hooks/hauberk-add-hooks
 	$(VENV)/bin/lint-imports --cache-dir .cache/import-linter
 
 test-unit: environment build

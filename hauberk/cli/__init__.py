@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _COMMANDS = {
     "policy": ("hauberk.cli.policy", "check policies and ask what they would do"),
     "bundle": ("hauberk.cli.bundle", "build, sign and verify bundles of policies"),
+    "install": ("hauberk.cli.install", "put the hook into a runtime's way, or the agent into systemd's"),
+    "uninstall": ("hauberk.cli.install", "take back what install put"),
     "agent": ("hauberk.cli.agent", "run the agent, or see what this kernel offers it"),
     "status": ("hauberk.cli.agent", "show what the agent enforces"),
     "workloads": ("hauberk.cli.agent", "list the workloads the agent knows"),

@@ -181,7 +181,7 @@ def test_it_is_shipped_as_an_executable_of_the_system_interpreter() -> None:
     assert HOOK.stat().st_mode & 0o777 == 0o755
 
 
-@pytest.mark.parametrize("name", ["hooks.d/10-hauberk-create.json", "hooks.d/10-hauberk-poststop.json"])
+@pytest.mark.parametrize("name", ["hooks.d/zz-hauberk-create.json", "hooks.d/zz-hauberk-poststop.json"])
 def test_the_hooks_d_files_start_the_hook_as_it_wants(hook: ModuleType, name: str) -> None:
     document = json.loads((HOOK.parents[1] / "deploy" / "oci" / name).read_text())
     entry = document["hook"]
