@@ -100,6 +100,27 @@ def test_selection_by_what_the_host_says_is_warned_of(tmp_path: Path) -> None:
     assert "'a' ('a.yaml')" in labels
 
 
+def test_rules_that_no_engine_enforces_are_warned_of(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml")
+    text = (tmp_path / "a.yaml").read_text()
+    names = "tcp,udp,raw,icmp,sctp,dgram,rdm"
+    (tmp_path / "a.yaml").write_text(text + f"  network:\n    matchProtocols:\n      - protocol: {names}\n")
+    (warning,) = builder.assemble(tmp_path, "vault", 1).warnings
+    assert "found 7 rules that no engine enforces" in warning
+    assert "a.yaml:" in warning
+    assert "spec.network.matchProtocols[0]: Block network protocol tcp" in warning
+    assert warning.endswith("; and 2 more")
+
+
+def test_doubts_about_a_policy_are_told_and_refuse_nothing(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml")
+    text = (tmp_path / "a.yaml").read_text()
+    (tmp_path / "a.yaml").write_text(text + "  process:\n    matchDirectories:\n      - dir: /srv/secrets\n")
+    (warning,) = builder.assemble(tmp_path, "vault", 1).warnings
+    assert "a.yaml:" in warning
+    assert "/srv/secrets" in warning
+
+
 def test_the_commands_from_keys_to_a_verified_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "policies", "a.yaml")
     (tmp_path / "pass").write_text("secret\nsecond line\n")
