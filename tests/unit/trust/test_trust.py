@@ -22,6 +22,7 @@ from guest_agent.trust import (
     NothingVerified,
     NotTheSealedBundle,
     Stage,
+    TooFewSignatures,
     Trust,
     TrustedKey,
     TrustError,
@@ -30,7 +31,7 @@ from guest_agent.trust import (
     WrongSignature,
     verify,
 )
-from hauberk.bundle import PolicyFile, create, keys, signatures
+from hauberk.bundle import PolicyFile, create, dsse, keys, signatures, sigstore
 from hauberk.bundle.keys import Algorithm
 
 P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
@@ -76,6 +77,27 @@ def test_any_key_of_the_root_suffices(algorithm: Algorithm) -> None:
         assert [key.name for key in verified.signed_by] == [algorithm.value]
         assert verified.digest == sha256(data).hexdigest()
         assert verified.bundle.policies[0].text == "x: 1\n"
+
+
+def test_envelopes_are_accepted_too() -> None:
+    data = a_bundle()
+    key = a_key(Algorithm.ECDSA_P256)
+    for form in (sigstore.sign(key, data), dsse.add_signature(key, data)):
+        verified = verify(a_root(), data, form, None)
+        assert [signer.name for signer in verified.signed_by] == [Algorithm.ECDSA_P256.value]
+
+
+def test_a_root_may_ask_for_several_keys() -> None:
+    data = a_bundle()
+    root = TrustRoot.load(root_json(threshold=2))
+    assert (root.threshold, a_root().threshold) == (2, 1)
+    one = dsse.add_signature(a_key(Algorithm.ED25519), data)
+    two = dsse.add_signature(a_key(Algorithm.ECDSA_P256), data, one)
+    assert [key.name for key in verify(root, data, two, None).signed_by] == [algorithm.value for algorithm in Algorithm]
+    for form in (one, signed(data), sigstore.sign(a_key(Algorithm.ECDSA_P256), data)):
+        with pytest.raises(TooFewSignatures, match="different") as caught:
+            verify(root, data, form, None)
+        assert f"ed25519 {a_key(Algorithm.ED25519).public().fingerprint[:16]}" in str(caught.value)
 
 
 def test_each_refusal_has_its_own_reason() -> None:
@@ -188,6 +210,12 @@ def key_entry(name: str, algorithm: Algorithm = Algorithm.ECDSA_P256) -> dict[st
         ({"kind": "Bundle"}, "kind"),
         ({"extra": 1}, "unknown field 'extra'"),
         ({"keys": []}, "0 keys"),
+        ({"threshold": 0}, "threshold: found 0, expected 1 to 2"),
+        ({"threshold": 3}, "threshold: found 3, expected 1 to 2"),
+        ({"threshold": True}, "threshold: found True, expected an integer"),
+        ({"threshold": "2"}, "threshold: found '2', expected an integer"),
+        ({"threshold": None}, "threshold: found None, expected an integer"),
+        ({"Threshold": 2}, "unknown field 'Threshold'"),
         ({"keys": {}}, "a list of keys"),
         ({"keys": [1]}, "keys[0]"),
         ({"keys": [{"name": "a"}]}, "no field publicKey"),
@@ -224,6 +252,8 @@ def test_other_bytes_are_no_trust_root(data: bytes) -> None:
 def test_a_root_made_in_code_is_held_to_the_same() -> None:
     key = TrustedKey("a", a_key(Algorithm.ED25519).public())
     assert TrustRoot((key,), "vault", 1).keys == (key,)
+    with pytest.raises(MalformedTrustRoot, match="threshold"):
+        TrustRoot((key,), "vault", 1, 2)
     for bad in (
         ((), "vault", 1),
         ((key, TrustedKey("b", key.public)), "vault", 1),
