@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Texts that stand for everything that could be asked about, beside files: one for each set of rules at least.
+
+Rules tell apart only what they mention. Of each property of an object (a device's class, a peer's address) it is
+therefore enough to try each value that some rule mentions, one that none does, and where rules mention ranges one
+value of each piece that their ends cut out. The texts are those of :mod:`hauberk.policy.objects`. There may be several
+for one set of rules; whoever asks them all has asked everything. :mod:`hauberk.policy.path_classes` does the same for
+files, where patterns overlap in less simple ways.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+from typing import TYPE_CHECKING, Final
+
+from hauberk.errors import HauberkError
+from hauberk.policy import objects, vocabulary
+from hauberk.policy.path_classes import PathObject, path_classes
+from hauberk.policy.rules import (
+    SOCKET_RANKS,
+    DeviceMatch,
+    ObjectKind,
+    Operation,
+    PeerMatch,
+    SyscallMatch,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from hauberk.policy.rules import Rule
+
+MAXIMUM_TEXTS: Final = 100_000
+"""Most texts for one operation."""
+
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_LAST_PORT: Final = 65535
+_LAST_BYTE: Final = 255
+_ALWAYS: Final = ("0.0.0.0/0", "::/0", "::ffff:0:0/96")
+"""Networks that are there without being mentioned: everything, and the part of IPv6 that means IPv4."""
+_UNNAMED: Final = "other"
+
+
+class TooManyTextsError(HauberkError):
+    """Rules tell apart too many objects to ask about each."""
+
+    exit_code = 3
+
+
+def texts(operation: Operation, rules: Sequence[Rule]) -> tuple[str, ...]:
+    """Give texts for everything that ``rules`` tell apart about an operation that is not about files.
+
+    ``rules`` are those of the operation's section. Raises :class:`TooManyTextsError`.
+    """
+    found = dict.fromkeys(itertools.islice(_texts(operation, rules), MAXIMUM_TEXTS + 1))
+    if len(found) > MAXIMUM_TEXTS:
+        message = (
+            f"found more than {MAXIMUM_TEXTS} objects of {operation.value} that the rules tell apart, expected fewer. "
+            "Compare fewer policies at a time"
+        )
+        raise TooManyTextsError(message)
+    return tuple(found)
+
+
+def _texts(operation: Operation, rules: Sequence[Rule]) -> Iterator[str]:
+    match operation:
+        case Operation.SOCKET:
+            yield from _sockets()
+        case Operation.RESOLVE:
+            yield from _names([rule.value for rule in rules])
+        case Operation.CAPABILITY:
+            yield from vocabulary.CAPABILITIES
+        case Operation.PRESET:
+            yield from vocabulary.PRESETS
+        case Operation.SYSCALL:
+            yield from _calls([rule.match for rule in rules if isinstance(rule.match, SyscallMatch)])
+        case Operation.ATTACH:
+            yield from _devices([rule.match for rule in rules if isinstance(rule.match, DeviceMatch)])
+        case _:
+            yield from _peers([rule.match for rule in rules if isinstance(rule.match, PeerMatch)])
+
+
+def _sockets() -> Iterator[str]:
+    words = vocabulary.PROTOCOLS[:-1]
+    yield from words
+    types = [word for word in words if word in SOCKET_RANKS]
+    protocols = [word for word in words if word not in SOCKET_RANKS]
+    yield from ("/".join(pair) for pair in itertools.product(types, protocols))
+
+
+def _names(domains: list[str]) -> Iterator[str]:
+    """Give names for each set of domains that hold one, also one with what resolvers in Kubernetes append.
+
+    For these, a name is looked up in up to three forms. All sets of domains that hold a form are found from the
+    domains themselves without what may be appended, and from the last label of each, which is where a namespace may
+    stand.
+    """
+    known = dict.fromkeys(form for domain in domains for form in objects.names(domain))
+    labels = dict.fromkeys(form.rpartition(".")[2] for form in known)
+    labels |= dict.fromkeys(form.removesuffix(".svc").rpartition(".")[2] for form in known)
+    fresh = _other({label for form in known for label in form.split(".")})
+    for name in (fresh, *known):
+        yield name
+        yield f"{name}.cluster.local"
+        yield f"{name}.svc.cluster.local"
+        yield from (f"{name}.{label}.svc.cluster.local" for label in (fresh, *labels))
+
+
+def _calls(matches: list[SyscallMatch]) -> Iterator[str]:
+    names = dict.fromkeys(name for match in matches for name in match.names)
+    limits = [
+        PathObject(ObjectKind.DIRECTORY if match.recursive else ObjectKind.PATH, path, match.recursive)
+        for match in matches
+        if match.path is not None
+        for path in (f"{match.path.rstrip('/')}/" if match.recursive else match.path.rstrip("/") or "/",)
+    ]
+    witnesses = path_classes(list(dict.fromkeys(limits))).values() if limits else ()
+    for name in (*names, _other(names)):
+        yield name
+        yield from (f"{name} {witness}" for witness in witnesses)
+
+
+def _devices(matches: list[DeviceMatch]) -> Iterator[str]:
+    classes = _mentioned((match.device_class for match in matches), 1)
+    subclasses = _mentioned((match.subclass for match in matches), 0)
+    protocols = _mentioned((match.protocol for match in matches), 0)
+    levels = _mentioned((match.level for match in matches), 1)
+    for device_class, subclass, protocol, level in itertools.product(classes, subclasses, protocols, levels):
+        yield f"{device_class}/{subclass}/{protocol}@{level}"
+
+
+def _mentioned(values: Iterable[int | None], first: int) -> list[int]:
+    """Give the bytes that are mentioned, and the smallest from ``first`` on that is not."""
+    mentioned = dict.fromkeys(value for value in values if value is not None)
+    other = next((value for value in range(first, _LAST_BYTE + 1) if value not in mentioned), None)
+    return [*mentioned, *(() if other is None else (other,))]
+
+
+def _peers(matches: list[PeerMatch]) -> Iterator[str]:
+    addresses = [*_addresses({cidr for match in matches for cidr in match.cidrs})]
+    ports = ["", *_ports([ports for match in matches for ports in match.ports])]
+    interfaces = [
+        "",
+        *(f" on {name}" for name in _interfaces({name for match in matches for name in match.interfaces})),
+    ]
+    yield from map("".join, itertools.product(addresses, ports, interfaces))
+
+
+def _addresses(cidrs: set[str]) -> Iterator[str]:
+    """Give for each network one address that lies in none of the networks within it, if there is one."""
+    networks = {ipaddress.ip_network(cidr) for cidr in (*cidrs, *_ALWAYS)}
+    for version in (4, 6):
+        ordered = sorted(
+            (network for network in networks if network.version == version),
+            key=lambda network: (int(network.network_address), network.prefixlen),
+        )
+        for index, network in enumerate(ordered):
+            candidate, last = int(network.network_address), int(network.broadcast_address)
+            for inner in ordered[index + 1 :]:
+                if int(inner.network_address) > candidate:
+                    break
+                candidate = max(candidate, int(inner.broadcast_address) + 1)
+            if candidate <= last:
+                yield str(_address(candidate, network))
+
+
+def _address(number: int, network: _Network) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    return ipaddress.IPv4Address(number) if network.version == 4 else ipaddress.IPv6Address(number)  # noqa: PLR2004
+
+
+def _ports(ranges: list[tuple[int, int, str]]) -> Iterator[str]:
+    """Give for each protocol one port of each piece that the ends of its ranges cut out."""
+    for protocol in ("tcp", "udp", "sctp"):
+        ends = {1}
+        for first, last, of in ranges:
+            if of == protocol:
+                ends |= {first, last + 1}
+        yield from (f" {protocol}/{port}" for port in sorted(ends) if port <= _LAST_PORT)
+
+
+def _interfaces(names: set[str]) -> Iterator[str]:
+    """Give each interface that is named, and for each beginning of names one that goes on as no other does."""
+    plain = {name.removesuffix("*") for name in names}
+    for name in sorted(plain):
+        if name:
+            yield name
+        following = {longer[len(name) : len(name) + 1] for longer in plain if longer.startswith(name)}
+        yield name + next(character for character in _CHARACTERS if character not in following)
+
+
+_CHARACTERS: Final = ("x", *map(str, range(10)), *map(chr, range(0x3B1, 0x10000)))
+"""More characters than a policy can name interfaces."""
+
+
+def _other(mentioned: Iterable[str]) -> str:
+    """Give a word that is not mentioned."""
+    taken = set(mentioned)
+    return next(word for number in itertools.count() if (word := f"{_UNNAMED}{number or ''}") not in taken)
