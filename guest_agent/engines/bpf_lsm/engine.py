@@ -198,6 +198,9 @@ class BpfLsmEngine:
             undo.callback(shutil.rmtree, unfinished, ignore_errors=True)
             loaded.pin_maps(unfinished)
             loaded.pin_links(unfinished)
+            if not sealed:
+                # for who may not open the seal: only a hook that finds this may consider letting a container through
+                (unfinished / "host").mkdir(mode=0o700)
             unfinished.rename(self._directory)
             undo.pop_all()
             for kept in maps.values():
