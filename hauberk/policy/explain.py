@@ -2,60 +2,100 @@
 """What would happen if: questions about a rule set, answered by the code that the engines plan with.
 
 An answer names the deciding rule with its file and line, and each rule that matched and lost, with the reason. With a
-root file system, paths are resolved first, as the kernel does; without one they are taken as resolved.
+root file system, paths are resolved first, as the kernel does; without one they are taken as resolved. What a question
+leaves out of the circumstances (arguments, terminal) is taken as what rules permit least, and the answer says so where
+it mattered.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from hauberk.errors import HauberkError
+from hauberk.policy import objects
+from hauberk.policy.annotations import Mode
+from hauberk.policy.answers import as_json, as_text, rule_as_json, rule_as_text, verdict_as_json
 from hauberk.policy.index import RuleIndex
-from hauberk.policy.rules import Decision, Operation, Rule, RuleSet, Verdict, decide
+from hauberk.policy.objects import PATH_OPERATIONS, QuestionError
+from hauberk.policy.rules import (
+    SECTION_OF,
+    Circumstances,
+    Decision,
+    Operation,
+    Peer,
+    RuleSet,
+    Verdict,
+    decide,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_FIELDS = frozenset(("operation", "path", "source", "owner"))
+    from hauberk.policy.objects import Object
 
+__all__ = [
+    "Answer",
+    "Explainer",
+    "Question",
+    "QuestionError",
+    "as_json",
+    "as_text",
+    "parse_question",
+    "rule_as_json",
+    "rule_as_text",
+    "verdict_as_json",
+]
 
-class QuestionError(HauberkError):
-    """A question cannot be asked as it stands."""
-
-    exit_code = 2
+_MAXIMUM_UID = 2**32 - 2  # the last one means "none" to the kernel
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Whether ``source`` (an executable; None: any that no rule names) may do ``operation`` to ``path``."""
+    """Whether ``source`` may do ``operation`` to ``object``.
+
+    ``object`` is text as :mod:`hauberk.policy.objects` reads it: a path for processes and files. ``source`` is the
+    resolved path of the acting executable (for ``execute`` the one that calls exec), None for any that no rule names;
+    ``parent`` is that of the process which started it, which decides nothing here. ``owner`` is whether the acting user
+    owns the object; a ``uid`` says it in its place, together with ``owner_uid`` or, in a root file system, with the
+    owner found there. ``arguments`` are those behind the program's own name, ``terminal`` is whether there is a
+    controlling terminal (None: not said), ``beyond_quota`` whether more went through than rules with a quota allow.
+    """
 
     operation: Operation
-    path: str
+    object: str
     source: str | None = None
     owner: bool = True
+    parent: str | None = None
+    uid: int | None = None
+    owner_uid: int | None = None
+    arguments: tuple[str, ...] | None = None
+    terminal: bool | None = None
+    beyond_quota: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what the kernel could not be asked. Raises :class:`QuestionError`."""
-        for name, path in (("path", self.path), ("source", self.source)):
-            if path is None:
-                continue
-            parts = path.split("/")[1:] if path != "/" else ["-"]
-            if not path.startswith("/") or "\0" in path or any(part in ("", ".", "..") for part in parts):
-                message = (
-                    f"found the {name} {path!r}, expected an absolute path without '.', '..' and extra '/'. Correct it"
-                )
+        objects.read(self.operation, self.object)
+        for what, path in (("source", self.source), ("parent", self.parent)):
+            if path is not None:
+                objects.check_path(path, what)
+        for what, number in (("uid", self.uid), ("owner's uid", self.owner_uid)):
+            if number is not None and not 0 <= number <= _MAXIMUM_UID:
+                message = f"found the {what} {number}, expected 0 to {_MAXIMUM_UID}. Correct it"
                 raise QuestionError(message)
+        if self.owner_uid is not None and self.uid is None:
+            message = "found the uid of the owner alone, expected that of the acting user too. Say both, or neither"
+            raise QuestionError(message)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A decision, with the question as the kernel would see it (paths resolved)."""
+    """A decision, with the question as the kernel would see it (paths resolved, owner known), and notes on it."""
 
     asked: Question
     seen: Question
     decision: Decision
+    notes: tuple[str, ...] = ()
 
     @property
     def allowed(self) -> bool:
@@ -66,129 +106,160 @@ class Answer:
 class Explainer:
     """Answers questions about one rule set. Make one for many questions: it indexes the rules once."""
 
-    def __init__(self, rule_set: RuleSet, resolve: Callable[[str], tuple[str, ...]] | None = None) -> None:
-        """Take a rule set (expanded, if ``resolve`` is given) and how to resolve the paths of questions."""
+    def __init__(
+        self,
+        rule_set: RuleSet,
+        resolve: Callable[[str], tuple[str, ...]] | None = None,
+        owner_of: Callable[[str], int | None] | None = None,
+        mode: Mode = Mode.ENABLED,
+    ) -> None:
+        """Take a rule set (expanded, if ``resolve`` is given) and how to resolve the paths of questions.
+
+        ``owner_of`` gives the uid of the owner of a resolved path, None where there is nothing yet. ``mode`` is what
+        annotations make of decisions.
+        """
         self.rule_set = rule_set
         self._resolve = resolve
+        self._owner_of = owner_of
+        self._mode = mode
         self._index = RuleIndex(rule_set.rules)
 
     def ask(self, question: Question) -> Answer:
-        """Answer one question. Raises :class:`hauberk.errors.FactsError` where a path cannot be resolved."""
+        """Answer one question. Raises :class:`hauberk.errors.FactsError` where a path cannot be looked at."""
+        seen = self._seen(question)
+        asked = objects.read(seen.operation, seen.object)
+        if seen.operation is Operation.MAP and seen.source == seen.object:
+            decision = Decision(Verdict.ALLOW, None, "its own program was judged when it was executed")
+        else:
+            decision = decide(
+                self.rule_set,
+                self._index.matching_object(asked),
+                seen.operation,
+                source=seen.source,
+                owner=seen.owner,
+                known=_circumstances(seen, asked),
+            )
+        return Answer(question, seen, self._mode.apply(decision), tuple(_notes(seen, decision)))
+
+    def _seen(self, question: Question) -> Question:
+        """Give the question with its paths resolved and its owner established."""
         seen = question
         if self._resolve is not None:
             source = None if question.source is None else self._resolve(question.source)[-1]
-            seen = Question(question.operation, self._resolve(question.path)[-1], source, question.owner)
-        if seen.operation is Operation.MAP and seen.source == seen.path:
-            decision = Decision(Verdict.ALLOW, None, "its own program was judged when it was executed")
-        else:
-            matching = self._index.matching(seen.path)
-            decision = decide(self.rule_set, matching, seen.operation, source=seen.source, owner=seen.owner)
-        return Answer(question, seen, decision)
+            seen = replace(seen, source=source, object=self._resolved_object(question))
+        if seen.uid is not None and seen.operation in PATH_OPERATIONS:
+            owner_uid = seen.owner_uid
+            if owner_uid is None and self._owner_of is not None:
+                owner_uid = self._owner_of(seen.object)
+                # what does not exist yet will belong to whoever makes it
+                return replace(seen, owner_uid=owner_uid, owner=owner_uid in {None, seen.uid})
+            seen = replace(seen, owner=owner_uid == seen.uid)
+        return seen
+
+    def _resolved_object(self, question: Question) -> str:
+        resolve = self._resolve
+        if resolve is None:  # pragma: no cover - the caller asked
+            return question.object
+        if question.operation in PATH_OPERATIONS:
+            return resolve(question.object)[-1]
+        if question.operation is Operation.SYSCALL:
+            name, space, path = question.object.partition(" ")
+            return f"{name} {resolve(path)[-1]}" if space else name
+        return question.object
+
+
+def _circumstances(seen: Question, asked: Object) -> Circumstances:
+    return Circumstances(
+        arguments=seen.arguments,
+        terminal=seen.terminal,
+        beyond_quota=seen.beyond_quota,
+        peer=asked if isinstance(asked, Peer) else None,
+    )
+
+
+def _notes(seen: Question, decision: Decision) -> list[str]:
+    """Give what whoever asked should know: what was not said and mattered, and what was said and did not."""
+    notes: list[str] = []
+    involved = [*([decision.rule] if decision.rule else []), *(rule for rule, _ in decision.lost)]
+    involved = [rule for rule in involved if rule.section is SECTION_OF[seen.operation]]
+    if seen.arguments is None and seen.operation is Operation.EXECUTE and any(r.allowed_arguments for r in involved):
+        notes.append("the question says nothing of arguments: taken as others than those listed")
+    if seen.terminal is None and any(rule.terminal is False for rule in involved):
+        notes.append("the question says nothing of a terminal: taken as having one")
+    if seen.uid is not None and seen.owner_uid is None and not seen.owner and any(r.owner_only for r in involved):
+        notes.append("the question names no owner's uid: taken as somebody else's")
+    if any(rule.quota is not None for rule in involved) and not seen.beyond_quota:
+        notes.append("as long as the quota lasts")
+    if seen.parent is not None and seen.parent != seen.source and any(rule.sourced for rule in involved):
+        notes.append(f"the parent {seen.parent} does not count: fromSource is the program that acts, {_who(seen)}")
+    if seen.operation is Operation.SYSCALL:
+        notes.append("rules about system calls only ever report")
+    return notes
 
 
 def parse_question(line: str) -> Question:
-    """Read a question from JSON: an object with operation and path, if wanted also source and owner (default true).
+    """Read a question from JSON.
 
-    Raises :class:`QuestionError`.
+    An object with ``operation`` and ``object`` (for files also ``path``), if wanted also ``source``, ``parent``,
+    ``owner`` (default true) or ``uid`` and ``ownerUid``, ``arguments``, ``terminal``, ``beyondQuota``. Raises
+    :class:`QuestionError`.
     """
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         message = f"found {line[:80]!r}, expected a JSON object ({error}). Write one question a line"
         raise QuestionError(message) from error
     operations = [operation.value for operation in Operation]
-    if not isinstance(value, dict) or not {"operation", "path"} <= value.keys() <= _FIELDS:
-        problem = "an object with operation and path, and no fields but source and owner"
+    named = isinstance(value, dict) and "operation" in value and ("object" in value) != ("path" in value)
+    if not named or not _FIELDS.keys() >= value.keys():
+        problem = f"an object with operation and object or path, and no fields but {', '.join(_FIELDS)}"
     elif value["operation"] not in operations:
         problem = f"an operation out of {', '.join(operations)}"
-    elif not isinstance(value["path"], str) or not isinstance(value.get("source"), str | None):
-        problem = "path and source as text"
-    elif not isinstance(value.get("owner", True), bool):
-        problem = "owner as true or false"
+    elif wrong := next((name for name, found in value.items() if not _fits(name, found)), None):
+        problem = f"{wrong} as {_FIELDS[wrong][1]}"
+    elif "path" in value and value["operation"] not in PATH_OPERATIONS:
+        problem = f"object in place of path for the operation {value['operation']}"
     else:
-        return Question(Operation(value["operation"]), value["path"], value.get("source"), value.get("owner", True))
+        arguments = value.get("arguments")
+        return Question(
+            Operation(value["operation"]),
+            value["path"] if "path" in value else value["object"],
+            value.get("source"),
+            value.get("owner", True),
+            value.get("parent"),
+            value.get("uid"),
+            value.get("ownerUid"),
+            None if arguments is None else tuple(arguments),
+            value.get("terminal"),
+            value.get("beyondQuota", False),
+        )
     message = f"found {line.strip()[:200]!r}, expected {problem}. Correct the question"
     raise QuestionError(message)
 
 
-def rule_as_json(rule: Rule) -> dict[str, Any]:
-    """Give a rule of the normal form as plain values, with nothing left out that says something."""
-    result: dict[str, Any] = {
-        "section": rule.section.value,
-        "kind": rule.kind.value,
-        "value": rule.value,
-        "action": rule.action.value,
-        "policy": rule.origin.policy,
-        "field": rule.origin.field,
-        "file": rule.origin.file,
-        "line": rule.origin.line,
-        "column": rule.origin.column,
-    }
-    optional: dict[str, Any] = {
-        "recursive": rule.recursive,
-        "readOnly": rule.read_only,
-        "ownerOnly": rule.owner_only,
-        "fromSource": list(rule.sources),
-        "severity": rule.severity,
-        "tags": list(rule.tags),
-        "message": rule.message,
-        "operations": [operation.value for operation in rule.operations],
-        "implied": rule.implied,
-    }
-    return result | {name: value for name, value in optional.items() if value}
+_NOTHING = type(None)
+_TEXT, _FLAG, _NUMBER = "text", "true or false", "a whole number"
+_FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "operation": ((str,), _TEXT),
+    "object": ((str,), _TEXT),
+    "path": ((str,), _TEXT),
+    "source": ((str, _NOTHING), _TEXT),
+    "parent": ((str, _NOTHING), _TEXT),
+    "owner": ((bool,), _FLAG),
+    "uid": ((int, _NOTHING), _NUMBER),
+    "ownerUid": ((int, _NOTHING), _NUMBER),
+    "arguments": ((list, _NOTHING), "a list of texts"),
+    "terminal": ((bool, _NOTHING), _FLAG),
+    "beyondQuota": ((bool,), _FLAG),
+}
 
 
-def rule_as_text(rule: Rule) -> str:
-    """Give a rule in one line: what it says, and where it was written."""
-    words = [rule.action.value, rule.section.value, rule.kind.value, rule.value]
-    words += ["recursive"] * rule.recursive + ["readOnly"] * rule.read_only + ["ownerOnly"] * rule.owner_only
-    if rule.sources:
-        words.append("fromSource " + ", ".join(rule.sources))
-    if rule.implied:
-        return f"{' '.join(words)} (implied by Hauberk: {rule.message})"
-    origin = rule.origin
-    return f"{' '.join(words)} ({origin.policy} {origin.field} at {origin.file}:{origin.line}:{origin.column})"
+def _fits(name: str, found: object) -> bool:
+    types, _ = _FIELDS[name]
+    if type(found) not in types:
+        return False
+    return not isinstance(found, list) or all(isinstance(item, str) for item in found)
 
 
-def as_json(answer: Answer) -> dict[str, Any]:
-    """Give an answer as plain values."""
-    decision = answer.decision
-    return {
-        **verdict_as_json(answer),
-        "seen": {"path": answer.seen.path, "source": answer.seen.source},
-        "rule": None if decision.rule is None else rule_as_json(decision.rule),
-        "lost": [{"rule": rule_as_json(rule), "why": why} for rule, why in decision.lost],
-    }
-
-
-def verdict_as_json(answer: Answer) -> dict[str, Any]:
-    """Give an answer in short, for many questions: the question, the verdict, and which rule or default gave it."""
-    asked, decision = answer.asked, answer.decision
-    rule = decision.rule
-    return {
-        "operation": asked.operation.value,
-        "path": asked.path,
-        "source": asked.source,
-        "owner": asked.owner,
-        "verdict": decision.verdict.name.lower(),
-        "rule": None if rule is None else f"{rule.origin.policy} {rule.origin.field}".strip(),
-        "reason": decision.reason,
-    }
-
-
-def as_text(answer: Answer) -> str:
-    """Give an answer for a person."""
-    asked, seen, decision = answer.asked, answer.seen, answer.decision
-    path = seen.path if seen.path == asked.path else f"{asked.path} (the kernel sees {seen.path})"
-    source = seen.source if seen.source == asked.source else f"{asked.source} (the kernel sees {seen.source})"
-    by = f"by {source}" if source else "by a program that no rule names"
-    owner = "its owner" if asked.owner else "not its owner"
-    lines = [f"{decision.verdict.name.lower()}: {asked.operation.value} {path} {by}, {owner}"]
-    if decision.rule is None:
-        lines.append(f"  because: {decision.reason}")
-    else:
-        lines.append(f"  decided by: {rule_as_text(decision.rule)}")
-        if decision.rule.message and not decision.rule.implied:
-            lines.append(f"  message: {decision.rule.message}")
-    lines += [f"  lost: {rule_as_text(rule)}: {why}" for rule, why in decision.lost]
-    return "\n".join(lines)
+def _who(question: Question) -> str:
+    return question.source or "a program that no rule names"

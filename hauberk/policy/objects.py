@@ -56,8 +56,8 @@ _TYPE_OF = {"tcp": "stream", "udp": "dgram", "icmp": "raw", "icmpv6": "raw", "sc
 _BYTE = 255
 
 
-class ObjectError(HauberkError):
-    """A text names nothing that the operation could be asked about."""
+class QuestionError(HauberkError):
+    """A question cannot be asked as it stands."""
 
     exit_code = 2
 
@@ -106,16 +106,16 @@ Object = str | Socket | Name | Word | Call | Device | Peer
 
 
 def read(operation: Operation, text: str) -> Object:
-    """Read what a person wrote. Raises :class:`ObjectError`."""
+    """Read what a person wrote. Raises :class:`QuestionError`."""
     return _READERS.get(operation, check_path)(text)
 
 
 def check_path(path: str, what: str = "path") -> str:
-    """Give a path as it is. Raises :class:`ObjectError` unless it is absolute and has no detours."""
+    """Give a path as it is. Raises :class:`QuestionError` unless it is absolute and has no detours."""
     parts = path.split("/")[1:] if path != "/" else ["-"]
     if not path.startswith("/") or "\0" in path or any(part in ("", ".", "..") for part in parts):
         message = f"found the {what} {path!r}, expected an absolute path without '.', '..' and extra '/'. Correct it"
-        raise ObjectError(message)
+        raise QuestionError(message)
     return path
 
 
@@ -183,8 +183,8 @@ def _is_attached(match: DeviceMatch, device: Device) -> bool:
     return all(wanted is None or wanted == found for wanted, found in pairs)
 
 
-def _refuse(text: str, expected: str, advice: str) -> ObjectError:
-    return ObjectError(f"found {text!r}, expected {expected}. {advice}")
+def _refuse(text: str, expected: str, advice: str) -> QuestionError:
+    return QuestionError(f"found {text!r}, expected {expected}. {advice}")
 
 
 def _socket(text: str) -> Socket:

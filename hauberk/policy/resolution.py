@@ -24,11 +24,15 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from hauberk.errors import FactsError
 from hauberk.policy import globs
-from hauberk.policy.rules import Action, ObjectKind, Rule, RuleSet
+from hauberk.policy.rules import PATH_KINDS, Action, ObjectKind, Rule, RuleSet, SyscallMatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
+
+    from hauberk.policy.rules import DeviceMatch, PeerMatch
+
+    Match = DeviceMatch | PeerMatch | SyscallMatch | None
 
 MAXIMUM_LINKS = 40
 """Most symbolic links followed for one path, as in the kernel."""
@@ -56,8 +60,8 @@ def expand(rule_set: RuleSet, resolve: Callable[[str], tuple[str, ...]]) -> Rule
     """Copy each rule to every path its object may stand for, and widen its sources likewise.
 
     ``resolve`` gives all forms of an absolute path (see :meth:`RootResolver.resolve`). Of a pattern, the directory
-    before the first wildcard is resolved; what a wildcard matches is compared with the kernel's path as it is.
-    EXECNAME rules stay as they are.
+    before the first wildcard is resolved; what a wildcard matches is compared with the kernel's path as it is. So are
+    the paths and directories of rules about system calls. What names no file by its path stays as it is.
     """
     known: dict[str, tuple[str, ...]] = {}
 
@@ -70,8 +74,9 @@ def expand(rule_set: RuleSet, resolve: Callable[[str], tuple[str, ...]]) -> Rule
     for rule in rule_set.rules:
         sources = _unique([form for source in rule.sources for form in forms(source)])
         for value in _values(rule, forms):
-            same = value == rule.value and sources == rule.sources
-            expanded[rule if same else dataclasses.replace(rule, value=value, sources=sources)] = None
+            for match in _matches(rule, forms):
+                same = value == rule.value and sources == rule.sources and match == rule.match
+                expanded[rule if same else dataclasses.replace(rule, value=value, sources=sources, match=match)] = None
     return dataclasses.replace(rule_set, rules=tuple(expanded))
 
 
@@ -90,6 +95,25 @@ def _values(rule: Rule, forms: Callable[[str], tuple[str, ...]]) -> tuple[str, .
             return _unique([rule.value, *(globs.escape(form.rstrip("/")) + "/" + rest for form in others)])
         case _:
             return (rule.value,)
+
+
+def _matches(rule: Rule, forms: Callable[[str], tuple[str, ...]]) -> tuple[Match, ...]:
+    """Give a rule's match once for each form of the path that system calls are about."""
+    match = rule.match
+    if not isinstance(match, SyscallMatch):
+        return (match,)
+    directories = tuple(
+        dict.fromkeys(
+            (form.rstrip("/") + "/", recursive)
+            for directory, recursive in match.source_directories
+            for form in (directory, *forms(directory.rstrip("/") or "/"))
+        )
+    )
+    if match.path is None:
+        return (dataclasses.replace(match, source_directories=directories),)
+    slash = "/" if match.path.endswith("/") else ""
+    paths = _unique([match.path, *(form.rstrip("/") + slash for form in forms(match.path.rstrip("/") or "/"))])
+    return tuple(dataclasses.replace(match, path=path, source_directories=directories) for path in paths)
 
 
 class _Entry(NamedTuple):
@@ -212,6 +236,20 @@ class RootResolver:
             elif not rule.implied:
                 found.update(dict.fromkeys(search.below(rule)))
         return tuple(found)
+
+    def owner_of(self, path: str) -> int | None:
+        """Give the uid of the owner of a resolved path; None where there is nothing.
+
+        Raises :class:`FactsError` when it cannot be looked at.
+        """
+        octets = globs.to_bytes(path)
+        if self._entry_at(octets).kind == "missing":
+            return None
+        parent, _, name = octets.rstrip(b"/").rpartition(b"/")
+        try:
+            return os.stat(name or b".", dir_fd=self._directory(parent or b"/"), follow_symlinks=False).st_uid
+        except OSError as error:
+            raise _unreadable(octets, error) from error
 
     def listing(self, directory: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
         """Give path and status of each entry of a resolved directory; nothing where there is none."""
@@ -373,7 +411,7 @@ def _lexical(resolved: list[bytes], pending: list[bytes]) -> bytes | None:
 
 def _limits(rule: Rule) -> bool:
     """Whether the rule denies, audits or narrows something, so that a second name of the file would matter."""
-    if rule.kind is ObjectKind.EXECNAME:
+    if rule.kind is ObjectKind.EXECNAME or rule.kind not in PATH_KINDS:
         return False
     return rule.action is not Action.ALLOW or bool(rule.sources) or rule.read_only or rule.owner_only
 

@@ -133,8 +133,8 @@ def test_many_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     ("line", "words"),
     [
         ("{", "a JSON object"),
-        ("[]", "an object with operation and path"),
-        ('{"operation": "read"}', "an object with operation and path"),
+        ("[]", "an object with operation and object or path"),
+        ('{"operation": "read"}', "an object with operation and object or path"),
         ('{"operation": "read", "path": "/x", "user": 1}', "no fields but"),
         ('{"operation": "eat", "path": "/x"}', "an operation out of"),
         ('{"operation": [], "path": "/x"}', "an operation out of"),
@@ -161,7 +161,7 @@ def test_a_question_that_cannot_be_asked(
 
 
 def test_the_root_is_a_path() -> None:
-    assert Question(Operation.READ, "/").path == "/"
+    assert Question(Operation.READ, "/").object == "/"
 
 
 def test_what_a_program_was_started_as_it_may_map() -> None:
