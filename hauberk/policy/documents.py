@@ -165,9 +165,11 @@ class _Reader:
         self.anchors: dict[str, _Node | None] = {}
         self.values = 0
         self.told = 0
+        self.path: list[str | int] = []
 
     def problem(self, place: Place, found: str, expected: str, advice: str) -> None:
-        self.problems.append(Problem(self.file, place.line, place.column, "", found, expected, advice))
+        field = field_name(tuple(self.path))
+        self.problems.append(Problem(self.file, place.line, place.column, field, found, expected, advice))
         self.told += 1
         if self.told == MAXIMUM_PROBLEMS:
             self.problem(place, f"{self.told} problems so far", "none", "Correct these and check again")
@@ -292,10 +294,12 @@ class _Reader:
         items: list[_Node] = []
         complete = True
         size = 1
-        for event in events:
+        for index, event in enumerate(events):
             if isinstance(event, yaml.SequenceEndEvent):
                 break
+            self.path.append(index)
             item = self.node(event, events, depth=depth + 1)
+            self.path.pop()
             if item is None:
                 complete = False
                 continue
@@ -311,28 +315,34 @@ class _Reader:
         for event in events:
             if isinstance(event, yaml.MappingEndEvent):
                 break
-            key = self.node(event, events, depth=depth + 1)
+            key = self.key(self.node(event, events, depth=depth + 1), entries)
+            self.path.append(key.value if key else "?")
             item = self.node(next(events), events, depth=depth + 1)
+            self.path.pop()
             if key is None or item is None:
                 complete = False
                 continue
-            name = key.value
-            if not isinstance(name, str):
-                self.problem(
-                    key.place, f"{type_name(name)} as a key", "text", "Put the key in quotes if it is meant as text"
-                )
-                complete = False
-                continue
-            if name in entries:
-                found = f"the key '{printable(name)}' a second time (first at line {entries[name][0].line})"
-                self.problem(key.place, found, "each key once", "Remove one, or join their contents")
-                complete = False
-                continue
-            entries[name] = (key.place, item)
+            entries[key.value] = (key.place, item)
             size += 1 + item.size
         return (
             _Node(place, {name: item.value for name, (_, item) in entries.items()}, size, entries) if complete else None
         )
+
+    def key(self, key: _Node | None, entries: dict[str, tuple[Place, _Node]]) -> _Node | None:
+        """Give a mapping's key if it may be one; None where it was refused."""
+        if key is None:
+            return None
+        if not isinstance(key.value, str):
+            kind = type_name(key.value)
+            self.problem(key.place, f"{kind} as a key", "text", "Put the key in quotes if it is meant as text")
+            return None
+        if key.value in entries:
+            self.path.append(key.value)
+            found = f"the key '{printable(key.value)}' a second time (first at line {entries[key.value][0].line})"
+            self.problem(key.place, found, "each key once", "Remove one, or join their contents")
+            self.path.pop()
+            return None
+        return key
 
 
 def _events(loader: Any) -> Iterator[Any]:  # noqa: ANN401 - untyped library

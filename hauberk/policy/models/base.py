@@ -47,9 +47,13 @@ def suggestion(word: str, choices: Iterable[str]) -> str:
     """Give ``Did you mean …?`` for the choice nearest to a word; empty if none is near."""
     if len(word) > _LONGEST_WORD:  # comparing takes time and memory with the length
         return ""
-    by_folded = {choice.casefold(): choice for choice in choices}
-    close = difflib.get_close_matches(word.casefold(), by_folded, n=1, cutoff=0.6)
-    return f"Did you mean {by_folded[close[0]]!r}?" if close else ""
+    choices = tuple(choices)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    if not close:
+        folded = tuple(choice.casefold() for choice in choices)
+        near = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
+        close = [choices[folded.index(near[0])]] if near else []
+    return f"Did you mean {close[0]!r}?" if close else ""
 
 
 def _not_null(value: object) -> object:

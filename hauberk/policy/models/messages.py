@@ -42,7 +42,7 @@ _ADVICE_FOR_UNKNOWN = {
     "presets": "Presets are for containers: write a KubeArmorPolicy or KubeArmorClusterPolicy",
     "matchLabels": "Cluster policies select with matchExpressions",
 }
-"""What to do about fields that exist elsewhere in the language."""
+"""What to do about fields below ``spec`` that exist elsewhere in the language."""
 
 
 def problem_at(  # noqa: PLR0913 - the parts of one sentence
@@ -101,10 +101,18 @@ def wrong_word(document: Document, path: FieldPath, value: object, choices: Iter
 def _unknown_field(document: Document, model: type[BaseModel], path: FieldPath) -> Problem:
     name = str(path[-1])
     known = [field for field in fields_at(model, path[:-1]) if field not in _SERVER_FIELDS]
-    advice = suggestion(name, known) or _ADVICE_FOR_UNKNOWN.get(name) or "Remove it"
+    advice = _advice(model, path, name) or suggestion(name, known) or "Remove it"
     return problem_at(
         document, path, f"the unknown field '{printable(name)}'", f"one of {', '.join(known)}", advice, of_key=True
     )
+
+
+def _advice(model: type[BaseModel], path: FieldPath, name: str) -> str | None:
+    """Say what to do about a field that exists elsewhere in the language."""
+    if len(path) > 1:
+        return _ADVICE_FOR_UNKNOWN.get(name) if path[0] == "spec" else None
+    parent = next((parent for parent in ("spec", "metadata") if name in fields_at(model, (parent,))), None)
+    return f"Indent it below {parent}" if parent else None
 
 
 def _range(model: type[BaseModel], path: FieldPath) -> str:

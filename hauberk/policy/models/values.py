@@ -8,7 +8,7 @@ end. What a text means is for the normal form; here is decided whether it means 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -16,7 +16,15 @@ from pydantic import AfterValidator, Field
 from hauberk.policy import globs, traffic
 from hauberk.policy.models.base import refuse, shown, suggestion
 from hauberk.policy.syscall_names import SYSCALL_NAMES
-from hauberk.policy.vocabulary import ALL_DEVICES, CAPABILITIES, DEVICE_CLASSES, PRESETS, PROTOCOLS, device_class
+from hauberk.policy.vocabulary import (
+    ALL_DEVICES,
+    CAPABILITIES,
+    DEVICE_CLASSES,
+    PRESETS,
+    PROTOCOLS,
+    SERVICES,
+    device_class,
+)
 
 MAXIMUM_PATH = 4095
 _MAXIMUM_NAME = 255
@@ -164,14 +172,14 @@ def _device_class(text: str) -> str:
     return text
 
 
-def _traffic(check: Callable[[str], Any]) -> AfterValidator:
-    """Give the validator of a text that :mod:`hauberk.policy.traffic` reads."""
+def _traffic(check: Callable[[str], Any], names: Iterable[str] = ()) -> AfterValidator:
+    """Give the validator of a text that :mod:`hauberk.policy.traffic` reads. ``names``: words it may be."""
 
     def validate(text: str) -> str:
         try:
             check(text)
         except traffic.TrafficError as error:
-            refuse(error.expected, error.advice)
+            refuse(error.expected, suggestion(text, names) or error.advice)
         return text
 
     return AfterValidator(validate)
@@ -232,7 +240,9 @@ DeviceClass = Annotated[
 ]
 Byte = Annotated[int, Field(ge=0, le=255)]
 Cidr = Annotated[str, _traffic(traffic.network), _in_editors(pattern="^[0-9a-fA-F:.]+(/[0-9]{1,3})?$")]
-Port = Annotated[str, _traffic(traffic.port_number), _in_editors(pattern="^([1-9][0-9]{0,4}|[A-Za-z][-A-Za-z0-9]*)$")]
+Port = Annotated[
+    str, _traffic(traffic.port_number, SERVICES), _in_editors(pattern="^([1-9][0-9]{0,4}|[A-Za-z][-A-Za-z0-9]*)$")
+]
 PortNumber = Annotated[int, Field(ge=1, le=traffic.MAXIMUM_PORT)]
 Interface = Annotated[str, _traffic(traffic.check_interface), _in_editors(pattern=r"^[^\s/:*]+\*?$")]
 Limit = Annotated[str, _traffic(traffic.quota_bytes), _in_editors(pattern="^[0-9]+(KB|MB|GB|K|M|G)?$")]

@@ -140,6 +140,11 @@ def test_many_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "more than 1000 values" in str(problems[0])
 
 
+def test_problems_within_a_document_name_the_field() -> None:
+    _, problems = read_text("a:\n- x: *no\n- {b: 1, b: 2}\n- !odd c\n---\na: {1: !odd x}\n")
+    assert [problem.field for problem in problems] == ["a[0].x", "a[1].b", "a[2]", "a", "a.?"]
+
+
 def test_many_problems_end_the_reading() -> None:
     found, problems = read_text("{1: a}\n---\n" * 5000)
     assert found == []

@@ -3,13 +3,7 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 import pytest
-import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hauberk.errors import PolicyError, Problem
 from hauberk.policy import models
@@ -98,11 +92,10 @@ FILE_SECTION = VALID[VALID.index("  file:") : VALID.index("status:")]
 # (text in VALID, what replaces it, field, line, parts of the message)
 MUTATIONS = [
     ("security.kubearmor.com/v1", "security.kubearmor.com/v2", "apiVersion", 1, ["expected security.kubearmor.com/v1"]),
-    ("KubeArmorPolicy", "KubeArmorHostPolicy", "kind", 2, ["KubeArmorHostPolicy, which is not enforced yet"]),
-    ("KubeArmorPolicy", "KubeArmorClusterPolicy", "kind", 2, ["not enforced yet"]),
-    ("KubeArmorPolicy", "KubeArmorNetworkPolicy", "kind", 2, ["not enforced yet"]),
     ("KubeArmorPolicy", "KubearmorPolicy", "kind", 2, ["Did you mean 'KubeArmorPolicy'?"]),
-    ("KubeArmorPolicy", "Deployment", "kind", 2, ["expected KubeArmorPolicy"]),
+    ("KubeArmorPolicy", "Deployment", "kind", 2, ["expected KubeArmorPolicy or KubeArmorHostPolicy or"]),
+    ("KubeArmorPolicy", "[KubeArmorPolicy]", "kind", 2, ["found a list"]),
+    ("kind: KubeArmorPolicy", "kin: KubeArmorPolicy", "kind", 1, ["found no such field"]),
     ("name: everything", "name: '-x-'", "metadata.name", 4, ['found "-x-"']),
     ("name: everything", "name: ../../etc", "metadata.name", 4, ["letters, digits"]),
     ("name: everything", "nam: everything", "metadata.name", 4, ["expected the field 'name'"]),
@@ -110,9 +103,8 @@ MUTATIONS = [
     ("uid: 0b1f", "uuid: 0b1f", "metadata.uuid", 8, ["unknown field 'uuid'"]),
     ("spec:", "sepc:", "sepc", 10, ["Did you mean 'spec'?"]),
     ("app: web", "app: true", "spec.selector.matchLabels.app", 13, ["found true, expected text"]),
-    ('"[a, b]"', '"[]"', "spec.selector.matchLabels.kubearmor.io/container.name", 14, ["empty list"]),
+    ('"[a, b]"', '"^$"', "spec.selector.matchLabels.kubearmor.io/container.name", 14, ["'.*' for every container"]),
     ('"[a, b]"', '"(a"', "spec.selector.matchLabels.kubearmor.io/container.name", 14, ["'(' without ')'"]),
-    ('"[a, b]"', '""', "spec.selector.matchLabels.kubearmor.io/container.name", 14, ["'.*' for every container"]),
     ("key: label", "key: labels", "spec.selector.matchExpressions[0].key", 16, ["Did you mean 'label'?"]),
     ("operator: NotIn", "operator: Exists", "spec.selector.matchExpressions[0].operator", 17, ["In or NotIn"]),
     ("[tier=test]", "[tier]", "spec.selector.matchExpressions[0].values[0]", 18, ["key=value"]),
@@ -131,12 +123,6 @@ MUTATIONS = [
     ("action: Audit", "action: Deny", "spec.action", 22, ['found "Deny"', "Write Allow or Audit or Block"]),
     ("action: Audit", "action: Blok", "spec.action", 22, ["Did you mean 'Block'?"]),
     ("action: Audit", "action: 1", "spec.action", 22, ["found 1"]),
-    ("action: Audit", "network: {}", "spec.network", 22, ["'network', which is not enforced yet"]),
-    ("action: Audit", "capabilities: {}", "spec.capabilities", 22, ["not enforced yet"]),
-    ("action: Audit", "syscalls: {}", "spec.syscalls", 22, ["not enforced yet"]),
-    ("action: Audit", "presets: []", "spec.presets", 22, ["not enforced yet"]),
-    ("action: Audit", "apparmor: x", "spec.apparmor", 22, ["not enforced yet"]),
-    ("action: Audit", "device: {}", "spec.device", 22, ["not enforced yet"]),
     ("  process:", "  proces:", "spec.proces", 23, ["Did you mean 'process'?"]),
     ("    matchPaths:\n      - path: /bin/sh", "    matchPath:\n      - path: /bin/sh", "spec.process.matchPath", 26,
      ["Did you mean 'matchPaths'?"]),
@@ -147,16 +133,15 @@ MUTATIONS = [
     ("path: /bin/sh", "path: /bin//sh", "spec.process.matchPaths[0].path", 27, ["empty components"]),
     ("path: /bin/sh", "path: /bin/../sh", "spec.process.matchPaths[0].path", 27, ["'..'"]),
     ("path: /bin/sh", "path: /bin/./sh", "spec.process.matchPaths[0].path", 27, ["'.'"]),
-    ("path: /bin/sh", "path: /bin/*", "spec.process.matchPaths[0].path", 27, ["matchPatterns"]),
+    ("path: /bin/sh", "path: /bin/[*", "spec.process.matchPaths[0].path", 27, ["'[' without ']'"]),
+    ("path: /usr/bin/nginx", "path: /usr/bin/*", "spec.process.matchPaths[0].fromSource[0].path", 30, ["wildcards"]),
+    ("dir: /tmp/", "dir: /tmp/*/", "spec.process.matchDirectories[0].dir", 37, ["wildcards"]),
     ("path: /bin/sh", 'path: "/bin/\\0sh"', "spec.process.matchPaths[0].path", 27, ["NUL"]),
     ("path: /bin/sh", "path: /proc/self/exe", "spec.process.matchPaths[0].path", 27, ["/proc/*/environ"]),
     ("path: /bin/sh", "path: /" + "a" * 4095, "spec.process.matchPaths[0].path", 27, ["at most 4095 bytes"]),
     ("path: /bin/sh", "path: 1", "spec.process.matchPaths[0].path", 27, ["found 1, expected text"]),
     ("path: /bin/sh\n        ownerOnly: true", "ownerOnly: true", "spec.process.matchPaths[0]", 27,
      ["neither path nor execname"]),
-    ("path: /bin/sh", "allowedArgs: [x]\n        path: /bin/sh", "spec.process.matchPaths[0].allowedArgs", 27,
-     ["not enforced yet"]),
-    ("path: /bin/sh", "pts: false\n        path: /bin/sh", "spec.process.matchPaths[0].pts", 27, ["not enforced yet"]),
     ("path: /bin/sh", "readOnly: true\n        path: /bin/sh", "spec.process.matchPaths[0].readOnly", 27,
      ["Only rules of the file section"]),
     ("ownerOnly: true\n        fromSource", "ownerOnly: yes\n        fromSource",
@@ -169,12 +154,11 @@ MUTATIONS = [
      ["found a mapping, expected a list"]),
     ("\n          - path: /usr/bin/nginx", " []", "spec.process.matchPaths[0].fromSource", 29,
      ["at least one element"]),
-    ("\n          - path: /usr/bin/nginx", "", "spec.process.matchPaths[0].fromSource", 29, ["found null"]),
     ("execname: bash", "execname: bin/bash", "spec.process.matchPaths[1].execname", 35, ["last component"]),
     ("execname: bash", "execname: b*", "spec.process.matchPaths[1].execname", 35, ["without wildcards"]),
     ("execname: bash", "execname: bash\n        path: /bin/bash", "spec.process.matchPaths[1]", 35,
      ["both path and execname"]),
-    ("dir: /tmp/", "dir: /tmp", "spec.process.matchDirectories[0].dir", 37, ["with a '/' at its end", 'Write "/tmp/"']),
+    ("dir: /tmp/", "dir: ''", "spec.process.matchDirectories[0].dir", 37, ["absolute"]),
     ("dir: /tmp/", "dir: tmp/", "spec.process.matchDirectories[0].dir", 37, ["absolute"]),
     ("dir: /tmp/", "dirs: /tmp/", "spec.process.matchDirectories[0].dir", 37, ["expected the field 'dir'"]),
     ("recursive: true", "recursive: 1", "spec.process.matchDirectories[0].recursive", 38, ["true or false"]),
@@ -211,9 +195,6 @@ def policy(spec: str) -> str:
     ("spec", "field", "words"),
     [
         ("  selector: {matchLabels: {a: b}}\n", "spec", "a policy without rules"),
-        ("  selector: {}\n  file: {matchPaths: [{path: /x}]}\n", "spec.selector", "selects by nothing"),
-        ("  selector: {matchLabels: {}}\n  file: {matchPaths: [{path: /x}]}\n", "spec.selector", "selects by nothing"),
-        ("  file: {matchPaths: [{path: /x}]}\n", "spec.selector", "expected the field 'selector'"),
         ("  selector: {matchLabels: {a: b}}\n  file: {matchPaths: []}\n", "spec.file", "a section without rules"),
         ("  selector: {matchLabels: {a: b}}\n  file:\n", "spec.file", "found null"),
     ],
@@ -230,7 +211,7 @@ def test_what_is_no_policy_at_all_is_refused(text: str) -> None:
 
 
 def test_all_problems_of_all_documents_and_files_are_told_at_once() -> None:
-    broken = VALID.replace("severity: 5", "severity: 50").replace("dir: /tmp/", "dir: /tmp")
+    broken = VALID.replace("severity: 5", "severity: 50").replace("dir: /tmp/", "dir: tmp/")
     with pytest.raises(PolicyError) as caught:
         models.load(
             [("a.yaml", (broken + "---\n" + broken).encode()), ("b.yaml", b"x: [\n"), ("c.yaml", VALID.encode())]
@@ -244,7 +225,9 @@ def test_all_problems_of_all_documents_and_files_are_told_at_once() -> None:
 
 
 def test_two_policies_of_one_name_are_refused() -> None:
-    with pytest.raises(PolicyError, match=r"b.yaml:4:9: metadata.name: found a second policy named 'prod/everything'"):
+    with pytest.raises(
+        PolicyError, match=r"b.yaml:4:9: metadata.name: found a second KubeArmorPolicy named 'prod/everything'"
+    ):
         models.load([("a.yaml", VALID.encode()), ("b.yaml", VALID.encode())])
 
 
@@ -273,43 +256,3 @@ def test_long_values_are_shortened_in_messages() -> None:
     (problem,) = problems_of(VALID.replace("path: /bin/sh", "path: " + "x" * 500))
     assert len(str(problem)) < 450
     assert "…" in str(problem)
-
-
-def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:  # noqa: ANN401
-    if isinstance(value, dict):
-        return [path] + [leaf for key, item in value.items() for leaf in leaves(item, (*path, key))]
-    if isinstance(value, list):
-        return [path] + [leaf for index, item in enumerate(value) for leaf in leaves(item, (*path, index))]
-    return [path]
-
-
-PLAIN = yaml.safe_load(VALID)
-FREE = ("status", "uid", "generation")
-PATHS = [path for path in leaves(PLAIN) if path and not any(part in FREE for part in path)]
-
-
-@given(st.sampled_from(PATHS), st.sampled_from([1.5, -1, {"x": "y"}, [["x"]], None, {"": None}]))
-def test_a_value_of_another_type_is_refused_anywhere(path: tuple[Any, ...], value: object) -> None:
-    changed = copy.deepcopy(PLAIN)
-    target = changed
-    for part in path[:-1]:
-        target = target[part]
-    if path[-2:] in (("metadata", "labels"), ("metadata", "annotations"), ("selector", "matchLabels")) and value == {
-        "x": "y"
-    }:
-        return
-    target[path[-1]] = value
-    assert problems_of(yaml.safe_dump(changed))
-
-
-@given(st.sampled_from([path for path in PATHS if not isinstance(path[-1], int)]))
-def test_an_unknown_field_is_refused_anywhere(path: tuple[Any, ...]) -> None:
-    changed = copy.deepcopy(PLAIN)
-    target = changed
-    for part in path[:-1]:
-        target = target[part]
-    if len(path) > 1 and path[-2] in ("labels", "annotations", "matchLabels"):
-        return
-    target["unheardOf"] = "x"
-    problems = problems_of(yaml.safe_dump(changed, sort_keys=False))
-    assert any("unknown field 'unheardOf'" in str(problem) for problem in problems)
