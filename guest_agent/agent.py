@@ -6,6 +6,10 @@ enforces, and only then listen. A registration: announce, verify, read the conta
 policies, gather facts, compile, put in force, verify once more, and only then answer. Whatever fails on the way undoes
 what was done and refuses; an undo that fails leaves the workload in force, never half let go.
 
+A submission of a successor: wait until no registration is under way, verify the whole chain, compute what every
+container in force is held to from then on, write that down beside what holds now, and switch all of them in one step.
+Killed before that step, the next agent finds the old state and forgets the rest; killed after it, the new one.
+
 Letting go asks the machine whether the container has ended, whoever wants it gone: a poststop, or the reaper that
 looks at all workloads every two seconds (crun sends no poststop after a refused start, and a host may send none).
 """
@@ -25,20 +29,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from guest_agent import activation, child
+from guest_agent import activation, child, successor
 from guest_agent.api.hook_socket import HookAnswer, Stage
 from guest_agent.engines.bpf_lsm.plan import PlanError, compile_table, fingerprint
-from guest_agent.engines.port import EnforcedWorkload, EngineError, GateSettings
+from guest_agent.engines.port import EnforcedWorkload, EngineError, GateSettings, SuccessorRecord
 from guest_agent.events.alerts import Alert, AlertMaker, Subject
 from guest_agent.events.stream import AlertStream, FileSink
-from guest_agent.records import Record, RecordStore
-from guest_agent.workloads import facts, oci_state, selection, verification
+from guest_agent.records import MAXIMUM_CHAIN, MAXIMUM_CHAIN_BYTES, Record, RecordStore
+from guest_agent.successor import SubmitError, Submitted
+from guest_agent.workloads import facts, oci_state, selection, succession, verification
 from guest_agent.workloads.interchange import rule_set_to_json
 from guest_agent.workloads.registry import Identity, Registry, RegistryError, Release, State, Workload
 from hauberk.errors import HauberkError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from guest_agent.api.hook_socket import Peer
     from guest_agent.configuration import Configuration
@@ -62,6 +67,12 @@ _RESERVED_IDS: Final = 256
 _MAXIMUM_BUNDLE_BYTES: Final = 8 << 20
 _MAXIMUM_SIGNATURE_BYTES: Final = 12 << 20  # an envelope holds the bundle too, in base64
 _MAXIMUM_SMALL_BYTES: Final = 1 << 20
+
+_SUBMIT_REFUSALS: Final = (
+    activation.ActivationError, child.ChildError, EngineError, PlanError, RegistryError, verification.VerificationError,
+    OSError, ValueError,
+)  # fmt: skip
+"""What refuses a successor with a message of its own."""
 
 _REFUSALS: Final = (
     RegistryError, verification.VerificationError, facts.ConfigError, selection.SelectionError, EngineError, PlanError,
@@ -132,6 +143,7 @@ class Agent:
         self._tables = _Tables()
         self._lock = threading.RLock()
         self._busy: dict[str, _Turn] = {}
+        self._turnstile = successor.Turnstile()
         self._stopping = threading.Event()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # readable once the agent is to end
         self._threads: list[threading.Thread] = []
@@ -160,8 +172,9 @@ class Agent:
             self._records = RecordStore(configuration.state_directory)
             self._records.claim()
             sealed = self.engine.sealed_digest()
-            policy_set = self._verify_bundle(sealed)
-            self.engine.seal(policy_set.digest, self.gate_settings())
+            accepted = self.engine.successor() if sealed is not None else None
+            first, policy_set = self._verify_bundle(sealed, accepted, self._records)
+            self.engine.seal(first, self.gate_settings())
             self.policy_set = policy_set
             self.registry = Registry(_first_workload_id(self._records, sealed_before=sealed is not None))
             self._take_up(self._records)
@@ -212,28 +225,54 @@ class Agent:
             agent_pid=int(Path("/proc/self").readlink().name),
         )
 
-    def _verify_bundle(self, sealed: str | None) -> selection.PolicySet:
+    def _verify_bundle(
+        self, sealed: str | None, accepted: SuccessorRecord | None, records: RecordStore
+    ) -> tuple[str, selection.PolicySet]:
+        """Give the first bundle's digest and what is in force: that bundle, or the last of its successors."""
+        try:
+            chain = records.read_chain(accepted.number if accepted else 0)
+        except OSError as error:
+            message = (
+                f"the kernel has successor {accepted.number if accepted else 0} in force and its bundle cannot be read"
+                f" ({error}); restore {self.configuration.state_directory}, or reboot: no older bundle is taken instead"
+            )
+            raise StartError(message) from error
+        first = _read_bounded(self.configuration.bundle, _MAXIMUM_BUNDLE_BYTES)
+        policy_set = self._ask_for_bundle(first, sealed, accepted, chain)
+        _check_digest(policy_set, chain[-1][0] if chain else first)
+        activation.check(policy_set, self.configuration.mode)
+        return hashlib.sha256(first).hexdigest(), policy_set
+
+    def _ask_for_bundle(
+        self,
+        first: bytes,
+        sealed: str | None,
+        accepted: SuccessorRecord | None,
+        chain: Sequence[tuple[bytes, bytes]],
+    ) -> selection.PolicySet:
+        """Let a child go the way from the trust root to the end of the chain.
+
+        Raises ChildError, OSError or ValueError.
+        """
         configuration = self.configuration
-        bundle = _read_bounded(configuration.bundle, _MAXIMUM_BUNDLE_BYTES)
-        request = {
+        request: dict[str, object] = {
             "trustRoot": _base64(_read_bounded(configuration.trust_root, _MAXIMUM_SMALL_BYTES)),
-            "bundle": _base64(bundle),
+            "bundle": _base64(first),
             "signature": _base64(_read_bounded(configuration.bundle_signature, _MAXIMUM_SIGNATURE_BYTES)),
             "sealedDigest": sealed,
-            "successors": [],
-            "accepted": None,
+            "successors": [[_base64(part) for part in link] for link in chain],
+            "accepted": [accepted.digest, accepted.version, accepted.number] if accepted else None,
         }
-        policy_set = selection.PolicySet.from_json(child.ask("bundle", request))
-        digest = hashlib.sha256(bundle).hexdigest()
-        if policy_set.digest != digest:
-            message = f"the parser answered for bundle {policy_set.digest}, expected {digest}; this is a defect"
-            raise StartError(message)
-        activation.check(policy_set, configuration.mode)
-        return policy_set
+        return selection.PolicySet.from_json(child.ask("bundle", request))
 
     def _take_up(self, records: RecordStore) -> None:
         for held in self.engine.registered():
             record = records.read(held.workload_id)
+            if record is None or not _is_of(record, held):
+                following = records.read_next(held.workload_id)  # killed after a successor came into force
+                if following is not None and _is_of(following, held):
+                    records.promote(held.workload_id)
+                    record = following
             if record is not None and not _is_of(record, held):
                 logger.warning("the record of workload %d is of another one and not used", held.workload_id)
                 record = None
@@ -246,6 +285,7 @@ class Agent:
             if record is not None:
                 self._known[held.workload_id] = self._sharing(record)
             logger.info("workload %d (container %s) taken up", held.workload_id, held.container_id)
+        records.forget_next()
         records.keep_only(set(self._known))
 
     # ---- hooks -------------------------------------------------------------------------------------------------
@@ -268,7 +308,8 @@ class Agent:
             with self._alone(container_id):
                 if stage is Stage.POSTSTOP:
                     return self._poststop(container_id)
-                self._register(announced, peer)
+                with self._turnstile.passage():
+                    self._register(announced, peer)
         except _REFUSALS as error:
             logger.warning("container %s refused: %s", container_id or "(unknown)", error)
             return HookAnswer(accepted=False, message=" ".join(str(error).split()))
@@ -358,6 +399,9 @@ class Agent:
                 aliases=found.aliases,
                 unenforced=chosen.unenforced,
                 rule_set=found.rule_set,
+                root_path=config.root_path,
+                held=succession.has_rules(found.rule_set),
+                forms=found.forms,
             )
             table = self._tables.of(digest, found.rule_set)
             records.write(record)
@@ -396,6 +440,117 @@ class Agent:
                 return
             self.registry.abandon(workload.container_id, workload.workload_id)
             self._forget(workload.workload_id)
+
+    # ---- successors --------------------------------------------------------------------------------------------
+
+    def submit(self, bundle: bytes, signature: bytes) -> Submitted:
+        """Put a successor of the bundle in force in its place, for every container at one instant.
+
+        Raises SubmitError; everything is as before then.
+        """
+        records = self._records
+        if self.policy_set is None or records is None:
+            message = "found an agent that has not started, expected one that has; submit the bundle again later"
+            raise SubmitError(message)
+        with self._turnstile.alone():
+            try:
+                return self._succeed(bundle, signature, records)
+            except _SUBMIT_REFUSALS as error:
+                logger.warning("successor refused: %s", error)
+                raise SubmitError(str(error)) from error
+
+    def _succeed(self, bundle: bytes, signature: bytes, records: RecordStore) -> Submitted:
+        started = time.monotonic()
+        sealed, accepted = self.engine.sealed_digest(), self.engine.successor()
+        number = accepted.number + 1 if accepted else 1
+        chain = records.read_chain(number - 1)
+        if number > MAXIMUM_CHAIN or _size_of([*chain, (bundle, signature)]) > MAXIMUM_CHAIN_BYTES:
+            message = (
+                f"found {number} successors within this boot, expected at most {MAXIMUM_CHAIN} of at most "
+                f"{MAXIMUM_CHAIN_BYTES} bytes in all; reboot with the newest bundle"
+            )
+            raise SubmitError(message)
+        first = _read_bounded(self.configuration.bundle, _MAXIMUM_BUNDLE_BYTES)
+        policy_set = self._ask_for_bundle(first, sealed, accepted, [*chain, (bundle, signature)])
+        _check_digest(policy_set, bundle)
+        activation.check(policy_set, self.configuration.mode)
+        following = {held.workload_id: self._follow(held, policy_set) for held in self.engine.registered()}
+        record = SuccessorRecord(policy_set.digest, policy_set.version, number)
+        try:
+            records.write_link(number, bundle, signature)
+            for one in following.values():
+                if one.record is not None:
+                    records.write_next(one.record)
+            held = self._switch(record, following)
+        except BaseException:
+            # Should the kernel have taken it all the same, the next start must find all of this.
+            if self.engine.successor() == accepted:
+                records.forget_next()
+                records.cut_chain(number - 1)
+            raise
+        refused = tuple((one.container_id, following[one.workload_id].refused) for one in held)
+        refused = tuple((container, reason) for container, reason in refused if reason)
+        self._adopt(policy_set, held, following, records)
+        logger.info(
+            "bundle %s version %d (%s) is successor %d, %d workload(s) follow in %.1f ms", policy_set.name,
+            policy_set.version, policy_set.digest, number, len(held), (time.monotonic() - started) * 1000,
+        )  # fmt: skip
+        for container, reason in refused:
+            logger.warning("container %s is refused everything from now on: %s", container, reason)
+        return Submitted(policy_set.name, policy_set.version, policy_set.digest, number, len(held), refused)
+
+    def _follow(self, held: KernelWorkload, policy_set: selection.PolicySet) -> successor.Following:
+        with self._lock:
+            record = self._known.get(held.workload_id)
+        if record is not None and not _is_of(record, held):
+            record = None
+        return successor.follow(record, policy_set, self.machine, self.configuration.managers, self._tables.of)
+
+    def _switch(self, record: SuccessorRecord, following: dict[int, successor.Following]) -> Sequence[KernelWorkload]:
+        """Let the kernel go over to the successor. What has ended since is not asked about any more."""
+        with self._lock:  # no release between the question and the switch
+            held = self.engine.registered()
+            workloads = [
+                EnforcedWorkload(
+                    one.workload_id,
+                    one.container_id,
+                    one.cgroup_id,
+                    one.mount_namespace,
+                    following[one.workload_id].table,
+                    following[one.workload_id].digest,
+                )
+                for one in held
+            ]
+            self.engine.advance(record, workloads)
+        return held
+
+    def _adopt(
+        self,
+        policy_set: selection.PolicySet,
+        held: Sequence[KernelWorkload],
+        following: dict[int, successor.Following],
+        records: RecordStore,
+    ) -> None:
+        """Make the agent's own state that of the kernel. It is in force already: nothing here may undo it."""
+        with self._lock:
+            self.policy_set = policy_set
+            for one in held:
+                new = following[one.workload_id]
+                workload = self.registry.find(one.container_id)
+                if workload is None or workload.workload_id != one.workload_id:
+                    continue  # ended meanwhile
+                self.registry.renew(one.container_id, new.digest)
+                if new.record is None:
+                    continue
+                self._known[one.workload_id] = self._sharing(new.record)
+                try:
+                    records.promote(one.workload_id)
+                except OSError as error:
+                    logger.warning("the record of workload %d cannot be renewed: %s", one.workload_id, error)
+            try:
+                records.forget_next()
+            except OSError as error:
+                logger.warning("records that are not needed any more cannot be removed: %s", error)
 
     # ---- letting go --------------------------------------------------------------------------------------------
 
@@ -523,6 +678,8 @@ class Agent:
             found.append(f"{policy_set.unenforced_count} rule(s) of the bundle are not enforced as they are written")
         if policy_set is not None and policy_set.default != "deny":
             found.append(f"containers that no policy covers get the default '{policy_set.default}'")
+        if policy_set is not None:
+            found += _of_succession(policy_set.succession)
         if not self.configuration.helpers and self.configuration.mode == "sealed":
             found.append("no helper is listed: the gate will not let container managers run the hook")
         return found
@@ -533,6 +690,30 @@ class Agent:
             work()
         except Exception:
             logger.exception("the agent's %s thread failed", name)
+
+
+def _size_of(chain: Sequence[tuple[bytes, bytes]]) -> int:
+    return sum(len(bundle) + len(signature) for bundle, signature in chain)
+
+
+def _check_digest(policy_set: selection.PolicySet, bundle: bytes) -> None:
+    digest = hashlib.sha256(bundle).hexdigest()
+    if policy_set.digest != digest:
+        message = f"the parser answered for bundle {policy_set.digest}, expected {digest}; this is a defect"
+        raise ValueError(message)
+
+
+def _of_succession(told: selection.Succession) -> list[str]:
+    """Warn of a bundle that has expired, and of one that is easier to replace than it was to seal."""
+    found: list[str] = []
+    if told.expires and told.expires <= time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()):
+        found.append(
+            f"the bundle has expired ({told.expires}, by a clock that nobody vouches for): nothing stops, put a newer"
+            " one in its place"
+        )
+    if told.weaker:
+        found.append("a successor needs fewer signatures than the trust root asks of the first bundle")
+    return found
 
 
 def _is_of(record: Record, held: KernelWorkload) -> bool:
@@ -579,5 +760,5 @@ def _read_bounded(path: Path, limit: int) -> bytes:
         data = file.read(limit + 1)
     if len(data) > limit:
         message = f"{path} is larger than {limit} bytes, expected less"
-        raise StartError(message)
+        raise ValueError(message)
     return data

@@ -3,6 +3,11 @@
 
 The kernel alone says what is in force. A record only adds what alerts and status need (names, rules, the init's
 pid), is believed only if its ids and table digest are those the kernel holds, and may be missing.
+
+Before a successor's rules come into force, each workload's record under them lies beside the present one
+(``ID.next``): whichever the kernel holds after a kill is the one that counts. The successors themselves, bundle and
+signature, are kept in the order of their chain; a restarted agent verifies all of them anew, and what the kernel says
+was accepted must be there.
 """
 
 from __future__ import annotations
@@ -16,16 +21,22 @@ from typing import TYPE_CHECKING, Final
 
 from guest_agent.workloads.interchange import rule_set_from_json, rule_set_to_json
 from guest_agent.workloads.registry import MAXIMUM_WORKLOAD_ID, Identity
+from hauberk.policy.selectors import WorkloadIdentity
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from hauberk.policy.rules import RuleSet
-    from hauberk.policy.selectors import WorkloadIdentity
 
 logger = logging.getLogger(__name__)
 
+MAXIMUM_CHAIN: Final = 64
+"""Most successors within one boot."""
+MAXIMUM_CHAIN_BYTES: Final = 64 << 20
+"""Most bytes of all of them: they lie in memory, below /run."""
 _RESERVATION: Final = "next-workload-id"
+_CHAIN: Final = "successors"
+_NEXT: Final = ".next"
 _LOCK: Final = "lock"
 
 
@@ -46,6 +57,17 @@ class Record:
     aliases: tuple[str, ...]
     unenforced: int
     rule_set: RuleSet
+    image_digest: str = ""
+    root_path: str = ""  # where its root stood when it was registered
+    held: bool = True  # whether it has been under rules ever since it started
+    forms: tuple[tuple[str, tuple[str, ...]], ...] = ()  # what its paths led to before it ran
+
+    @property
+    def names(self) -> WorkloadIdentity:
+        """What policies select it by."""
+        return WorkloadIdentity(
+            self.name, self.namespace, dict(self.labels), self.container_name, self.image, self.image_digest
+        )
 
     @classmethod
     def make(  # noqa: PLR0913 - the parts of a record
@@ -60,11 +82,15 @@ class Record:
         aliases: tuple[str, ...],
         unenforced: int,
         rule_set: RuleSet,
+        root_path: str = "",
+        held: bool = True,
+        forms: tuple[tuple[str, tuple[str, ...]], ...] = (),
     ) -> Record:
         """Put a record together."""
         return cls(
             workload_id, container_id, table_digest, identity, names.name, names.namespace, names.container_name,
             names.image, tuple(sorted(names.labels.items())), policies, aliases, unenforced, rule_set,
+            names.image_digest, root_path, held, forms,
         )  # fmt: skip
 
     def encode(self) -> bytes:
@@ -85,6 +111,10 @@ class Record:
                 "aliases": self.aliases,
                 "unenforced": self.unenforced,
                 "ruleSet": rule_set_to_json(self.rule_set),
+                "imageDigest": self.image_digest,
+                "rootPath": self.root_path,
+                "held": self.held,
+                "forms": self.forms,
             }
         ).encode()  # fmt: skip
 
@@ -108,6 +138,10 @@ class Record:
             aliases=tuple(map(str, found["aliases"])),
             unenforced=int(found["unenforced"]),
             rule_set=rule_set_from_json(found["ruleSet"]),
+            image_digest=str(found["imageDigest"]),
+            root_path=str(found["rootPath"]),
+            held=found["held"] is True,
+            forms=tuple((str(path), tuple(map(str, forms))) for path, forms in found["forms"]),
         )
 
 
@@ -162,13 +196,71 @@ class RecordStore:
 
     def read(self, workload_id: int) -> Record | None:
         """Read a record, None when there is none that can be read."""
+        return self._read(workload_id)
+
+    def _read(self, workload_id: int, suffix: str = ".json") -> Record | None:
         try:
-            return Record.decode(self._path(workload_id).read_bytes())
+            return Record.decode(self._path(workload_id, suffix).read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             logger.warning("the record of workload %d cannot be used: %s", workload_id, error)
             return None
+
+    def write_next(self, record: Record) -> None:
+        """Write a workload's record under rules that are to come into force. Raises OSError."""
+        self._replace(self._path(record.workload_id, _NEXT), record.encode())
+
+    def read_next(self, workload_id: int) -> Record | None:
+        """Read what :meth:`write_next` wrote, None when there is nothing that can be read."""
+        return self._read(workload_id, _NEXT)
+
+    def promote(self, workload_id: int) -> None:
+        """Let the next record take the present one's place. Raises OSError."""
+        self._path(workload_id, _NEXT).replace(self._path(workload_id))
+
+    def forget_next(self) -> None:
+        """Remove the records of rules that did not come into force."""
+        for path in self._directory.glob(f"*{_NEXT}"):
+            path.unlink(missing_ok=True)
+
+    def write_link(self, number: int, bundle: bytes, signature: bytes) -> None:
+        """Keep a successor, the ``number``-th of its chain. Raises OSError."""
+        directory = self._directory / _CHAIN
+        directory.mkdir(mode=0o700, exist_ok=True)
+        self._replace(directory / f"{number}.sig", signature)
+        self._replace(directory / f"{number}.bundle", bundle)
+
+    def read_chain(self, length: int) -> list[tuple[bytes, bytes]]:
+        """Give the first ``length`` successors as (bundle, signature), and remove what lies beyond them.
+
+        Raises OSError when one is missing or the chain is longer or larger than any that was kept.
+        """
+        directory = self._directory / _CHAIN
+        found: list[tuple[bytes, bytes]] = []
+        size = 0
+        if length > MAXIMUM_CHAIN:
+            message = f"a chain of {length} successors, expected at most {MAXIMUM_CHAIN}; reboot"
+            raise OSError(message)
+        for number in range(1, length + 1):
+            link = []
+            for suffix in ("bundle", "sig"):
+                with (directory / f"{number}.{suffix}").open("rb") as file:
+                    link.append(file.read(MAXIMUM_CHAIN_BYTES - size + 1))
+                size += len(link[-1])
+                if size > MAXIMUM_CHAIN_BYTES:
+                    message = f"{directory} holds more than {MAXIMUM_CHAIN_BYTES} bytes, expected less; reboot"
+                    raise OSError(message)
+            found.append((link[0], link[1]))
+        self.cut_chain(length)
+        return found
+
+    def cut_chain(self, length: int) -> None:
+        """Remove every successor after the first ``length``. Raises OSError."""
+        directory = self._directory / _CHAIN
+        for path in directory.iterdir() if directory.exists() else ():
+            if path.suffix not in (".bundle", ".sig") or not path.stem.isdigit() or int(path.stem) > length:
+                path.unlink(missing_ok=True)
 
     def remove(self, workload_id: int) -> None:
         """Remove a record; one that is not there is fine."""
@@ -180,7 +272,7 @@ class RecordStore:
     def keep_only(self, workload_ids: set[int]) -> None:
         """Remove the records of all other workloads."""
         for path in self._directory.iterdir():
-            if path.name in (_RESERVATION, _LOCK):
+            if path.name in (_RESERVATION, _LOCK, _CHAIN):
                 continue
             if path.suffix != ".json" or not path.stem.isdigit() or int(path.stem) not in workload_ids:
                 path.unlink(missing_ok=True)
@@ -197,5 +289,5 @@ class RecordStore:
             unfinished.unlink(missing_ok=True)
             raise
 
-    def _path(self, workload_id: int) -> Path:
-        return self._directory / f"{workload_id}.json"
+    def _path(self, workload_id: int, suffix: str = ".json") -> Path:
+        return self._directory / f"{workload_id}{suffix}"

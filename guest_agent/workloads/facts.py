@@ -6,6 +6,10 @@ come the annotations and the root's path. The root is then opened through ``/pro
 own mount namespace but has not pivoted yet, so the container's root stands at its configured path, as a mount. From
 that descriptor on no path is looked up from outside again.
 
+A container that runs already is looked at once more when a new bundle comes (:func:`gather_running`): by then what is
+found there may be the workload's own work, and is used only for rules that refuse
+(:mod:`guest_agent.workloads.succession`).
+
 A protected file may have more names than a policy says: a symbolic link (``hauberk.policy.resolution``), a second
 mount of the same file system, a hard link. Each of these becomes one more form of the rules that limit it. What would
 take too long to establish refuses the container, because a rule on a guessed name would be a hole.
@@ -17,22 +21,28 @@ import json
 import os
 import posixpath
 import stat
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from guest_agent.workloads.verification import Machine, VerificationError, unescape
+from guest_agent.workloads.verification import Machine, VerificationError, is_parked, mount_namespace, unescape
 from hauberk.errors import FactsError
 from hauberk.policy import globs
 from hauberk.policy.resolution import RootResolver, expand
 from hauberk.policy.rules import Action, ObjectKind, Rule, RuleSet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+
+    from guest_agent.workloads.registry import Identity
 
 MAXIMUM_CONFIG_BYTES: Final = 8 << 20
 MAXIMUM_SEARCHED_ENTRIES: Final = 200_000
 """Most directory entries looked at while searching for the other names of hard-linked files."""
+MAXIMUM_ADDED_RULES: Final = 2000
+"""Most rules that second names may add in a container that runs: it could make names until no table holds them."""
+_USUAL_LINKS: Final = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/var/run", "/var/lock")
+"""Directories that images make links of: recorded for bundles to come, whose paths nobody knows yet."""
 _WRITABLE_BY_OTHERS: Final = 0o022
 _PSEUDO_DIRECTORIES: Final = ("/proc", "/sys", "/dev")
 _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -65,10 +75,14 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class WorkloadFacts:
-    """The rules as this container's kernel paths need them, and the second names that were found on the way."""
+    """The rules as this container's kernel paths need them, and the second names that were found on the way.
+
+    ``forms`` has every path that leads elsewhere than it says, with all it leads to.
+    """
 
     rule_set: RuleSet
     aliases: tuple[str, ...] = ()
+    forms: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 def read_config(bundle: str) -> BundleConfig:
@@ -124,15 +138,57 @@ def gather(pid: int, config: BundleConfig, rule_set: RuleSet, machine: Machine) 
 
     Raises FactsError, ConfigError or VerificationError; the container must then be refused.
     """
-    with _container_root(pid, config, machine) as (root, mounts), RootResolver(root) as resolver:
+    with _container_root(pid, config.root_path, machine) as (root, mounts):
+        return _gather(root, mounts, rule_set, lambda _: (), _USUAL_LINKS if rule_set.rules else ())
+
+
+def gather_running(  # noqa: PLR0913, PLR0917 - what is known of the container
+    identity: Identity,
+    root_path: str,
+    rule_set: RuleSet,
+    recorded: Callable[[str], tuple[str, ...]],
+    machine: Machine,
+    managers: tuple[str, ...],
+) -> WorkloadFacts:
+    """Expand rules that only refuse to every name their objects have now in a container that was registered before.
+
+    ``recorded`` gives the names of the time of registration, which are kept beside those found. ``root_path`` is where
+    the root stood then, which is where it still stands if the container was not started yet. Raises FactsError or
+    VerificationError; the container must then be refused everything.
+    """
+    with _present_root(identity, root_path, machine, managers) as (root, mounts):
+        found = _gather(root, mounts, rule_set, recorded)
+    if len(found.rule_set.rules) > len(rule_set.rules) + MAXIMUM_ADDED_RULES:
+        message = (
+            f"found {len(found.rule_set.rules)} forms of {len(rule_set.rules)} rules, expected at most "
+            f"{MAXIMUM_ADDED_RULES} more: the container made many second names; start it again"
+        )
+        raise FactsError(message)
+    return found
+
+
+def _gather(
+    root: int,
+    mounts: MountTable,
+    rule_set: RuleSet,
+    recorded: Callable[[str], tuple[str, ...]],
+    remembered: tuple[str, ...] = (),
+) -> WorkloadFacts:
+    with RootResolver(root) as resolver:
         aliases: dict[str, None] = {}
+        known: dict[str, tuple[str, ...]] = {}
+
+        def every_form(path: str) -> tuple[str, ...]:
+            result = dict.fromkeys((*recorded(path), *resolver.resolve(path)))
+            for form in tuple(result):
+                result.update(dict.fromkeys(mounts.aliases(form)))
+            return tuple(result)
 
         def forms(path: str) -> tuple[str, ...]:
-            result = dict.fromkeys(resolver.resolve(path))
-            for form in tuple(result):
-                for alias in mounts.aliases(form):
-                    result[alias] = aliases[alias] = None
-            return tuple(result)
+            result = known[path] = every_form(path)
+            for form in result:
+                aliases.update(dict.fromkeys(mounts.aliases(form)))
+            return result
 
         expanded = expand(rule_set, forms)
         extra = mounts.rules_below(expanded)
@@ -141,7 +197,9 @@ def gather(pid: int, config: BundleConfig, rule_set: RuleSet, machine: Machine) 
         names = _other_names(root, {(device, inode) for device, inode, _ in linked}) if linked else {}
         links = _link_rules(expanded, linked, names)
         aliases.update(dict.fromkeys(rule.value for rule in (*extra, *links)))
-    return WorkloadFacts(_with(expanded, links), tuple(aliases))
+        known |= {path: every_form(path) for path in remembered if path not in known}
+    elsewhere = tuple((path, found) for path, found in known.items() if found != (path,))
+    return WorkloadFacts(_with(expanded, links), tuple(aliases), elsewhere)
 
 
 def _with(rule_set: RuleSet, more: tuple[Rule, ...]) -> RuleSet:
@@ -319,7 +377,7 @@ def _open_below(root: int, path: str) -> int:
 
 
 @contextmanager
-def _container_root(pid: int, config: BundleConfig, machine: Machine) -> Iterator[tuple[int, MountTable]]:
+def _container_root(pid: int, root_path: str, machine: Machine) -> Iterator[tuple[int, MountTable]]:
     """Open the container's root as the parked init sees it, and read the mounts below it."""
     process = machine.proc_root / str(pid)
     try:
@@ -329,19 +387,53 @@ def _container_root(pid: int, config: BundleConfig, machine: Machine) -> Iterato
         raise VerificationError(message) from error
     try:
         with RootResolver(outer) as resolver:
-            path = resolver.resolve(config.root_path)[-1]
+            path = resolver.resolve(root_path)[-1]
         root = _open_below(outer, path)
     finally:
         os.close(outer)
     try:
-        try:
-            mountinfo = os.fsdecode((process / "mountinfo").read_bytes())
-        except OSError as error:
-            message = f"the mounts of process {pid} cannot be read ({error.strerror}); the process may have ended"
-            raise VerificationError(message) from error
-        yield root, MountTable.parse(mountinfo, path)
+        yield root, MountTable.parse(_mountinfo(pid, machine), path)
     finally:
         os.close(root)
+
+
+@contextmanager
+def _present_root(
+    identity: Identity, root_path: str, machine: Machine, managers: tuple[str, ...]
+) -> Iterator[tuple[int, MountTable]]:
+    """Open a registered container's root, whether its init has gone there yet or not.
+
+    A workload with rules can neither mount nor chroot, so its init's root is that of the mount namespace.
+    """
+    pid = identity.pid
+    if pid == 0:
+        message = "the container's init is not known any more, expected to look at its root; start the container again"
+        raise VerificationError(message)
+    with ExitStack() as stack:
+        found: tuple[int, MountTable] | None = None
+        if is_parked(pid, machine, managers):
+            with suppress(FactsError):  # it went there meanwhile
+                found = stack.enter_context(_container_root(pid, root_path, machine))
+        if found is None:
+            try:
+                root = os.open(machine.proc_root / str(pid) / "root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError as error:
+                message = f"the root of process {pid} cannot be opened ({error.strerror}); the container may have ended"
+                raise VerificationError(message) from error
+            stack.callback(os.close, root)
+            found = root, MountTable.parse(_mountinfo(pid, machine), "/")
+        if mount_namespace(pid, machine) != identity.mount_namespace:
+            message = f"process {pid} is in another mount namespace than was registered; the container has ended"
+            raise VerificationError(message)
+        yield found
+
+
+def _mountinfo(pid: int, machine: Machine) -> str:
+    try:
+        return os.fsdecode((machine.proc_root / str(pid) / "mountinfo").read_bytes())
+    except OSError as error:
+        message = f"the mounts of process {pid} cannot be read ({error.strerror}); the process may have ended"
+        raise VerificationError(message) from error
 
 
 def _read_file(directory: int, bundle: str, owner: int) -> bytes:

@@ -166,6 +166,11 @@ class Registry:
         workload = self._in_state(container_id, State.VERIFIED)
         return self._store(replace(workload, state=State.ENFORCED, table_digest=table_digest))
 
+    def renew(self, container_id: str, table_digest: str) -> Workload:
+        """Record that the kernel holds an enforced workload to another table. Raises RegistryError for any other."""
+        workload = self._in_state(container_id, State.ENFORCED)
+        return self._store(replace(workload, table_digest=table_digest))
+
     def abandon(self, container_id: str, workload_id: int) -> Workload:
         """Give a registration up; the container id and the cgroup are free again.
 

@@ -184,6 +184,15 @@ def observe(identity: Identity, machine: Machine) -> Observation:
     )
 
 
+def is_parked(pid: int, machine: Machine, managers: tuple[str, ...]) -> bool:
+    """Tell whether a container's init still runs its manager's program; False when that cannot be told."""
+    try:
+        _parked(pid, machine, managers)
+    except VerificationError:
+        return False
+    return True
+
+
 def cgroup_path_of(cgroup_id: int, machine: Machine, guess: str = "") -> str:
     """Find the path of a cgroup by its id; "" when it is gone. Looks at ``guess`` first.
 
