@@ -3,8 +3,8 @@
 
 An answer names the deciding rule with its file and line, and each rule that matched and lost, with the reason. With a
 root file system, paths are resolved first, as the kernel does; without one they are taken as resolved. What a question
-leaves out of the circumstances (arguments, terminal) is taken as what rules permit least, and the answer says so where
-it mattered.
+leaves out of the circumstances (arguments, terminal) is taken as the far side of a rule's condition, and the answer
+says so where it mattered.
 """
 
 from __future__ import annotations
