@@ -33,7 +33,7 @@ PROTO_SOURCES := $(shell find proto -name '*.proto' 2>/dev/null)
 
 include $(wildcard tests/vm/containers/build.mk)
 
-.PHONY: help setup system environment build vm demo test test-long test-unit test-host test-vm lint bench-hook bench-lsm clean
+.PHONY: help setup system environment build vm demo test test-long test-unit test-host test-vm lint bench-hook bench-lsm fuzz clean
 .DEFAULT_GOAL := help
 
 help:
@@ -87,6 +87,7 @@ lint: environment build
 	$(VENV)/bin/mypy
 	$(VENV)/bin/mypy --scripts-are-modules hooks/hauberk-hook
 	$(VENV)/bin/mypy --scripts-are-modules hooks/hauberk-add-hooks
+	$(VENV)/bin/mypy --scripts-are-modules hooks/hauberk-fail-open
 	$(VENV)/bin/lint-imports --cache-dir .cache/import-linter
 
 test-unit: environment build
@@ -106,6 +107,14 @@ test: setup lint test-unit test-host test-vm
 test-long: test
 	@$(PYTEST) tests -m long
 	echo 'test-long: passed'
+
+# Finds are kept in .cache/fuzz. The fuzzer alone is installed: all else of the extra's package is there.
+SECONDS_EACH := 60
+TARGETS :=
+
+fuzz: environment build
+	@$(PYTHON) -c 'import atheris' 2>/dev/null || $(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	$(PYTHON) -m tests.fuzz --seconds-each $(SECONDS_EACH) $(TARGETS)
 
 bench-hook: setup
 	@$(PYTHON) -m benchmarks.bench_hook

@@ -13,6 +13,7 @@ from typing import Any, Final
 from hauberk.install.errors import MachineError
 
 HOOK: Final = "/usr/libexec/hauberk/hauberk-hook"
+FAIL_OPEN_PROGRAM: Final = "/usr/libexec/hauberk/hauberk-fail-open"
 FAIL_OPEN: Final = "--fail-open"
 _PACKAGED: Final = Path(__file__).with_name("material")
 _CHECKOUT: Final = Path(__file__).parents[2]

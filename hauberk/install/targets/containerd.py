@@ -19,7 +19,7 @@ from hauberk.install.errors import InstallError
 from hauberk.install.material import encoded, hooks, material
 from hauberk.install.plan import Edit, File, Plan
 from hauberk.install.targets import Finding
-from hauberk.install.targets.hooks_directory import hook
+from hauberk.install.targets.hooks_directory import programs as hook_programs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +43,7 @@ class Containerd:
         """Say what should be there."""
         configuration = configurations.read(tree)
         handlers, notes, obstacles = _handlers(configuration, options)
-        wanted: list[File | Directory | Edit] = [hook()]
+        wanted: list[File | Directory | Edit] = [*hook_programs(fail_open=options.fail_open)]
         additions: dict[str, dict[str, Any]] = {}
         if options.wrapper:
             wanted.extend(wrapper.common(fail_open=options.fail_open))

@@ -15,7 +15,7 @@ from hauberk.install.errors import InstallError
 from hauberk.install.material import encoded
 from hauberk.install.plan import Directory, Edit, File, Plan
 from hauberk.install.targets import Finding
-from hauberk.install.targets.hooks_directory import hook
+from hauberk.install.targets.hooks_directory import programs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +40,10 @@ class Docker:
         content = tree.read(CONFIGURATION)
         settings = _parse(content, tree.shown(CONFIGURATION))
         obstacles: list[str] = []
-        wanted: list[File | Directory | Edit] = [hook(), *wrapper.common(fail_open=options.fail_open)]
+        wanted: list[File | Directory | Edit] = [
+            *programs(fail_open=options.fail_open),
+            *wrapper.common(fail_open=options.fail_open),
+        ]
         real = _real(tree, settings, obstacles)
         if real is not None:
             wanted.extend(wrapper.files(_WRAPPED, real))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from hauberk.install.material import HOOK, hook_file, material
+from hauberk.install.material import FAIL_OPEN_PROGRAM, HOOK, hook_file, material
 from hauberk.install.plan import EXECUTABLE, Directory, File, Plan
 from hauberk.install.targets import Finding
 
@@ -30,15 +30,18 @@ def plan(target: str, options: Options, notes: tuple[str, ...] = ()) -> Plan:
     files = tuple(File(f"{directory}/{name}", hook_file(name, fail_open=options.fail_open)) for name in reversed(FILES))
     return Plan(
         target,
-        (hook(), Directory(directory), *files),
+        (*programs(fail_open=options.fail_open), Directory(directory), *files),
         options.recorded(),
         notes,
     )
 
 
-def hook() -> File:
-    """Give the hook itself."""
-    return File(HOOK, material("hooks/hauberk-hook"), EXECUTABLE)
+def programs(*, fail_open: bool) -> tuple[File, ...]:
+    """Give the hook, and the program that may let a container through where that was asked for."""
+    hook = File(HOOK, material("hooks/hauberk-hook"), EXECUTABLE)
+    if not fail_open:
+        return (hook,)
+    return File(FAIL_OPEN_PROGRAM, material("hooks/hauberk-fail-open"), EXECUTABLE), hook
 
 
 def examine_directories(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from hauberk.install.material import material
 from hauberk.install.plan import Directory, File, Link, Plan
 from hauberk.install.targets import Finding
-from hauberk.install.targets.hooks_directory import hook
+from hauberk.install.targets.hooks_directory import programs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +42,7 @@ class Systemd:
     def plan(self, tree: Tree, options: Options) -> Plan:
         """Say what should be there."""
         notes = ["Now: systemctl daemon-reload && systemctl start hauberk-agent.service."] if tree.is_machine else []
-        return Plan(self.name, (hook(), *agent_unit()), options.recorded(), tuple(notes))
+        return Plan(self.name, (*programs(fail_open=False), *agent_unit()), options.recorded(), tuple(notes))
 
     def examine(self, tree: Tree, options: Options) -> Iterator[Finding]:
         """Look at what the unit needs to start."""

@@ -29,13 +29,22 @@ JSON_VALUES = st.recursive(
 
 @pytest.mark.parametrize("stage", ["createRuntime", "prestart", "poststop"])
 def test_each_stage_is_taken_with_the_defaults(hook: ModuleType, stage: str) -> None:
-    assert hook.parse_arguments([stage]) == (stage, "/run/hauberk/hook.sock", 8.0)
+    assert hook.parse_arguments([stage]) == (stage, "/run/hauberk/hook.sock", 8.0, False)
 
 
 def test_options_may_stand_on_either_side_of_the_stage(hook: ModuleType) -> None:
-    expected = ("poststop", "/s", 2.5)
+    expected = ("poststop", "/s", 2.5, False)
     assert hook.parse_arguments(["--timeout", "2.5", "poststop", "--socket", "/s"]) == expected
     assert hook.parse_arguments(["--socket", "/s", "--timeout", "2.5", "poststop"]) == expected
+
+
+def test_fail_open_goes_with_createruntime(hook: ModuleType) -> None:
+    assert hook.parse_arguments(["--fail-open", "createRuntime"]) == (
+        "createRuntime",
+        "/run/hauberk/hook.sock",
+        8.0,
+        True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,7 +63,10 @@ def test_options_may_stand_on_either_side_of_the_stage(hook: ModuleType) -> None
         ["createRuntime", "--timeout", "soon"],
         ["createRuntime", "--socket"],
         ["createRuntime", "--socket", "relative.sock"],
-        ["createRuntime", "--fail-open"],
+        ["createRuntime", "--fail-open=yes"],
+        ["--fail-open"],
+        ["prestart", "--fail-open"],
+        ["--fail-open", "poststop"],
     ],
 )
 def test_any_other_usage_is_a_refusal(hook: ModuleType, arguments: list[str]) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,8 @@ def converse(path: Path, request: bytes = REQUEST) -> HookAnswer:
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(60)
         client.connect(str(path))
-        client.sendall(request)
+        with suppress(BrokenPipeError):  # the server may have answered and gone before it read
+            client.sendall(request)
         return read_answer(client)
 
 
