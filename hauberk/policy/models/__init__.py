@@ -20,7 +20,7 @@ from hauberk.policy.models.kinds import (
     KubeArmorPolicy,
     PolicyModel,
 )
-from hauberk.policy.models.loading import Policy, examine, load
+from hauberk.policy.models.loading import Policy, check, examine, load
 
 __all__ = [
     "API_VERSION",
@@ -32,6 +32,7 @@ __all__ = [
     "KubeArmorPolicy",
     "Policy",
     "PolicyModel",
+    "check",
     "examine",
     "load",
 ]

@@ -67,7 +67,8 @@ def examine(files: Iterable[tuple[str, bytes]]) -> tuple[list[Policy], list[Prob
     seen: dict[tuple[str, str], Policy] = {}
     for file, data in files:
         for document in documents.read(data, file, problems):
-            policy = _validate(document, problems)
+            policy, told = check(document)
+            problems += told
             if policy is None:
                 continue
             first = seen.setdefault((policy.kind, policy.name), policy)
@@ -80,33 +81,27 @@ def examine(files: Iterable[tuple[str, bytes]]) -> tuple[list[Policy], list[Prob
     return policies, problems
 
 
-def _validate(document: Document, problems: list[Problem]) -> Policy | None:
+def check(document: Document) -> tuple[Policy | None, list[Problem]]:
+    """Check one document: the policy if it is valid, and what is to be told of it."""
     value = document.value
     if not isinstance(value, dict):
-        problems.append(
-            problem_at(
-                document, (), type_name(value), "a mapping with apiVersion, kind, metadata and spec", "Write a policy"
-            )
-        )
-        return None
+        expected = "a mapping with apiVersion, kind, metadata and spec"
+        return None, [problem_at(document, (), type_name(value), expected, "Write a policy")]
     if "kind" not in value:
         expected = f"the field 'kind', one of {', '.join(KINDS)}"
         advice = f"Add it, and apiVersion: {API_VERSION}" if "apiVersion" not in value else "Add it"
-        problems.append(problem_at(document, ("kind",), "no such field", expected, advice))
-        return None
+        return None, [problem_at(document, ("kind",), "no such field", expected, advice)]
     kind = value["kind"]
     model = KINDS.get(kind) if isinstance(kind, str) else None
     if model is None:  # nothing else about it would be worth telling
-        problems.append(wrong_kind(document, kind))
-        return None
+        return None, [wrong_kind(document, kind)]
     try:
         policy = Policy(model.model_validate(value), document)
     except ValidationError as errors:
         found = errors.errors(include_url=False)
-        problems.extend(translate(document, model, dict(error)) for error in found[:MAXIMUM_PROBLEMS])
+        problems = [translate(document, model, dict(error)) for error in found[:MAXIMUM_PROBLEMS]]
         if len(found) > MAXIMUM_PROBLEMS:
             more = f"{len(found) - MAXIMUM_PROBLEMS} more problems in this document"
             problems.append(problem_at(document, (), more, "none", "Correct the first ones and check again"))
-        return None
-    problems.extend(warnings(document, policy.kind))
-    return policy
+        return None, problems
+    return policy, list(warnings(document, policy.kind))
