@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's gRPC service: what it tells about itself, on a Unix socket of root's. Nothing here changes anything.
+"""The agent's gRPC service, on a Unix socket of root's: what it tells about itself, and how a successor gets in.
+
+A submission is believed no more than a bundle on a disk: signatures decide.
 
 gRPC is loaded here and nowhere else in the agent, and with few threads: it is the largest part of the agent's memory.
 """
@@ -15,6 +17,7 @@ import grpc
 
 from guest_agent.events.alerts import printable
 from guest_agent.events.stream import TooManySubscribersError
+from guest_agent.successor import SubmitError
 from hauberk import __version__
 from hauberk._wire import hauberk_v1_agent_pb2 as messages
 from hauberk._wire import hauberk_v1_agent_pb2_grpc as stubs
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 _THREADS: Final = 20  # 16 alert readers may follow, and each holds one
 _POLL_SECONDS: Final = 0.5
+_MAXIMUM_MESSAGE_BYTES: Final = (8 << 20) + (12 << 20) + (1 << 16)  # the largest bundle and the largest envelope of one
 
 
 class AgentService(stubs.AgentServicer):
@@ -63,6 +67,10 @@ class AgentService(stubs.AgentServicer):
             status.bundle_version = policy_set.version
             status.bundle_default = policy_set.default
             status.signed_by = policy_set.signed_by
+            status.bundle_digest = policy_set.digest
+            status.successors = policy_set.succession.number
+            status.successor_rule = policy_set.succession.rule
+            status.expires = policy_set.succession.expires
             status.policies.extend(policy.name for policy in policy_set.policies)
             status.unenforced.extend(map(_unenforced, policy_set.unenforced))
         return status
@@ -91,6 +99,26 @@ class AgentService(stubs.AgentServicer):
                 )
             )
         return messages.ListWorkloadsResponse(workloads=found)
+
+    def SubmitBundle(  # noqa: N802 - gRPC's name
+        self, request: messages.SubmitBundleRequest, context: grpc.ServicerContext
+    ) -> messages.SubmitBundleResponse:
+        """Put a successor in force, or refuse it with FAILED_PRECONDITION and the reason."""
+        try:
+            done = self._agent.submit(request.bundle, request.signature)
+        except SubmitError as error:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, printable(str(error)))
+        return messages.SubmitBundleResponse(
+            bundle_name=done.name,
+            bundle_version=done.version,
+            bundle_digest=done.digest,
+            successors=done.number,
+            workloads=done.workloads,
+            refused=[
+                messages.RefusedWorkload(container_id=container, reason=printable(reason))
+                for container, reason in done.refused
+            ],
+        )
 
     def WatchAlerts(  # noqa: N802 - gRPC's name
         self, request: messages.WatchAlertsRequest, context: grpc.ServicerContext
@@ -146,7 +174,7 @@ def serve(agent: Agent, path: Path) -> grpc.Server:
     """Listen on a Unix socket, mode 0600. Raises OSError when that cannot be."""
     server = grpc.server(
         futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="grpc"),
-        options=(("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 1 << 16)),
+        options=(("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", _MAXIMUM_MESSAGE_BYTES)),
         maximum_concurrent_rpcs=_THREADS,
     )
     stubs.add_AgentServicer_to_server(AgentService(agent), server)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from hauberk.bundle import contents
@@ -28,6 +29,7 @@ from hauberk.bundle.document import (
     parse,
 )
 from hauberk.bundle.errors import MalformedBundleError, PolicyFilesError, quote
+from hauberk.bundle.terms import NO_TERMS, Terms
 
 MAXIMUM_PROBLEMS = 100
 
@@ -42,19 +44,35 @@ class Built:
     left_out: tuple[str, ...]  # entries of the directory that are not in the bundle, as relative paths
 
 
-def build(directory: str | Path, name: str, version: int, default: str = "deny", posture: str = "block") -> bytes:
+def build(  # noqa: PLR0913, PLR0917 - the parts of a bundle
+    directory: str | Path,
+    name: str,
+    version: int,
+    default: str = "deny",
+    posture: str = "block",
+    terms: Terms = NO_TERMS,
+) -> bytes:
     """Give the bytes of the bundle that the policies below ``directory`` make. Raises as :func:`assemble` does."""
-    return assemble(directory, name, version, default, posture).data
+    return assemble(directory, name, version, default, posture, terms).data
 
 
-def assemble(directory: str | Path, name: str, version: int, default: str = "deny", posture: str = "block") -> Built:
+def assemble(  # noqa: PLR0913, PLR0917 - as above
+    directory: str | Path,
+    name: str,
+    version: int,
+    default: str = "deny",
+    posture: str = "block",
+    terms: Terms = NO_TERMS,
+) -> Built:
     """Build a bundle and say what is worth a warning.
 
+    The bytes depend on no clock; the warnings tell of a moment of expiry that has passed by the clock here.
+
     Raises ``PolicyFilesError`` with every problem found, each with its file and place; ``MalformedBundleError`` for a
-    name, version, default or posture that no bundle can have; ``OSError`` if the directory cannot be read.
+    name, version, default, posture or terms that no bundle can have; ``OSError`` if the directory cannot be read.
     """
     files, left_out = _read(Path(directory))
-    data = create(name, version, files, default, posture)
+    data = create(name, version, files, default, posture, terms)
     findings = contents.examine(files)
     problems = list(findings.problems)
     if len(problems) > MAXIMUM_PROBLEMS:
@@ -64,7 +82,11 @@ def assemble(directory: str | Path, name: str, version: int, default: str = "den
         problems.append(f"{found}, expected at most {MAXIMUM_POLICIES}: split the bundle")
     if problems:
         raise PolicyFilesError(*problems)
-    warnings = (*findings.doubts, *contents.warnings(findings.policies, Default(default)))
+    warnings = (
+        *findings.doubts,
+        *contents.warnings(findings.policies, Default(default)),
+        *contents.terms_warnings(terms, datetime.now(UTC)),
+    )
     return Built(data, parse(data), warnings, left_out)
 
 

@@ -19,9 +19,11 @@ from hauberk.bundle.document import Default
 from hauberk.bundle.errors import MissingLibraryError, quote
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
+    from datetime import datetime
 
     from hauberk.bundle.document import PolicyFile
+    from hauberk.bundle.terms import Terms
     from hauberk.policy.coverage import Unenforced
     from hauberk.policy.models import Policy
 
@@ -77,6 +79,23 @@ def examine(files: Iterable[PolicyFile]) -> Findings:
         tuple(str(problem) for problem in problems if not problem.warning),
         tuple(str(problem) for problem in problems if problem.warning),
     )
+
+
+def terms_warnings(terms: Terms, now: datetime) -> Iterator[str]:
+    """Give what the author should know of the manifest's optional part before signing it."""
+    if terms.target is not None and terms.target.labels:
+        yield (
+            "target by labels: the host says which labels a container has, so it can leave any container outside, under"
+            " the default, and bring any other inside. A target by image digests narrows more"
+        )
+    if terms.expired(now):
+        yield f"expires {terms.expires}: that has passed by the clock here; agents would warn from the first moment"
+    rule = terms.successor
+    if rule is not None and not rule.by_trust_root and rule.threshold == 1 and len(rule.keys) > 1:
+        yield (
+            f"successor: any one of {len(rule.keys)} keys alone can put another bundle in this one's place; one that is"
+            " stolen suffices. A --successor-threshold of 2 or more asks for several"
+        )
 
 
 def warnings(policies: Iterable[PolicySummary], default: Default) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ DONE, NO, USAGE, ENVIRONMENT = 0, 1, 2, 3
 _SOCKET = Path("/run/hauberk/agent.sock")
 _CONFIGURATION = Path("/etc/hauberk/agent.yaml")
 _DEADLINE_SECONDS = 10.0
+_SUBMIT_SECONDS = 300.0  # every container's rules are computed before anything changes
 
 
 def register(subparsers: _Subparsers) -> None:
@@ -42,11 +43,43 @@ def register(subparsers: _Subparsers) -> None:
         ("alerts", "show what was refused and audited", _alerts),
     ):
         command = subparsers.add_parser(name, help=text)
-        command.add_argument("--socket", type=Path, default=_SOCKET, help=f"default {_SOCKET}")
-        command.add_argument("--json", action="store_true", help="for scripts")
+        add_socket(command)
         if name == "alerts":
             command.add_argument("--follow", action="store_true", help="go on with those to come")
         command.set_defaults(run=_asking(action))
+
+
+def add_socket(command: argparse.ArgumentParser) -> None:
+    """Add the options of a command that asks a running agent."""
+    command.add_argument("--socket", type=Path, default=_SOCKET, help=f"default {_SOCKET}")
+    command.add_argument("--json", action="store_true", help="for scripts")
+
+
+def submit(arguments: argparse.Namespace, bundle: bytes, signature: bytes) -> int:
+    """Submit a successor to the agent and say what came of it. Gives the exit code."""
+
+    def action(stub: Any, _: argparse.Namespace) -> int:  # noqa: ANN401 - a generated stub
+        grpc = importlib.import_module("grpc")
+        try:
+            done = stub.SubmitBundle(
+                _messages().SubmitBundleRequest(bundle=bundle, signature=signature), timeout=_SUBMIT_SECONDS
+            )
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
+                raise
+            print(_visible(f"error: {error.details()}"), file=sys.stderr)
+            print("hauberk: the agent did not take it; everything is as before", file=sys.stderr)
+            return NO
+        if arguments.json:
+            print(json.dumps(_plain(done), sort_keys=True))
+            return DONE
+        print(f"in force: bundle {done.bundle_name} version {done.bundle_version}, successor {done.successors}")
+        print(f"sha256 {done.bundle_digest}, {done.workloads} running containers follow")
+        for refused in done.refused:
+            print(_visible(f"refused everything from now on: container {refused.container_id}: {refused.reason}"))
+        return DONE
+
+    return _asking(action)(arguments)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -126,7 +159,12 @@ def _status(stub: Any, arguments: argparse.Namespace) -> int:  # noqa: ANN401 - 
         return DONE
     print(f"mode       {status.mode}")
     print(f"bundle     {status.bundle_name} version {status.bundle_version}, default {status.bundle_default}")
-    print(f"           {status.sealed_digest}, signed by {status.signed_by}")
+    print(f"           {status.bundle_digest}, signed by {status.signed_by}")
+    if status.successors:
+        print(f"sealed     {status.sealed_digest}, of which this is successor {status.successors}")
+    print(f"successor  {status.successor_rule or 'none before the next boot'}")
+    if status.expires:
+        print(f"expires    {status.expires} (advice)")
     print(f"policies   {', '.join(status.policies)}")
     for engine in status.engines:
         print(f"engine     {engine.name}: {engine.reason}")

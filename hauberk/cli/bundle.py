@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: T201 - a command line prints
-"""``hauberk bundle``: make keys, build, sign, verify and show bundles.
+"""``hauberk bundle``: make keys, build, sign, verify and show bundles, and submit a successor.
 
 Thin: it reads files with a bound, calls :mod:`hauberk.bundle`, writes results whole or not at all, and turns errors
 into exit codes: 1 for "no" (an invalid policy, a bad signature), 2 for wrong usage (a file that cannot be read, a
@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import sys
 from typing import TYPE_CHECKING
+
+from hauberk.cli import agent, manifest
 
 if TYPE_CHECKING:
     import argparse
@@ -60,6 +62,7 @@ def register(subparsers: _Subparsers) -> None:
         default="block",
         help="for accesses that an allow-list leaves unmatched (default: %(default)s)",
     )
+    manifest.add_options(build)
     build.set_defaults(run=_command(_build))
 
     sign = commands.add_parser("sign", help="write a signature of a bundle, or add one to a DSSE envelope")
@@ -97,6 +100,12 @@ def register(subparsers: _Subparsers) -> None:
     show.add_argument("file", metavar="FILE")
     show.add_argument("--json", action="store_true")
     show.set_defaults(run=_command(_show))
+
+    submit = commands.add_parser("submit", help="give a running agent a successor of the bundle it holds; as root")
+    submit.add_argument("file", metavar="FILE")
+    submit.add_argument("--signature", required=True, metavar="SIG", help="in any of the formats of `sign`")
+    agent.add_socket(submit)
+    submit.set_defaults(run=_command(_submit))
 
 
 def _command(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
@@ -152,10 +161,11 @@ def _build(arguments: argparse.Namespace) -> int:
     try:
         document.check_name(arguments.name, "--name")
         document.check_version(arguments.version, "--version")
+        terms = manifest.terms_of(arguments)
     except errors.MalformedBundleError as error:
         return _fail(USAGE, *error.problems)
     built = builder.assemble(
-        arguments.directory, arguments.name, arguments.version, arguments.default, arguments.posture
+        arguments.directory, arguments.name, arguments.version, arguments.default, arguments.posture, terms
     )
     files.write_atomically(arguments.output, built.data)
     for warning in built.warnings:
@@ -206,6 +216,8 @@ def _existing(path: str) -> bytes | None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    from datetime import UTC, datetime  # noqa: PLC0415
+
     from hauberk.bundle import document, errors, files, signatures  # noqa: PLC0415
 
     try:
@@ -232,6 +244,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     for key in signed_by:
         print(f"  {names[key]}: {key.algorithm.value} key {key.fingerprint}")
     print(f"sha256 {bundle.digest}")
+    if bundle.terms.expired(datetime.now(UTC)):
+        print(f"warning: it has expired ({bundle.terms.expires}); agents warn of that and go on", file=sys.stderr)
     return DONE
 
 
@@ -250,6 +264,7 @@ def _public_keys(paths: list[str]) -> dict[PublicKey, str]:
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    from datetime import UTC, datetime  # noqa: PLC0415
     from hashlib import sha256  # noqa: PLC0415
 
     from hauberk.bundle import document, files  # noqa: PLC0415
@@ -265,7 +280,7 @@ def _show(arguments: argparse.Namespace) -> int:
             "name": bundle.name,
             "version": bundle.version,
             "default": bundle.default.value,
-            "posture": {"file": bundle.posture.value},
+            **manifest.as_json(bundle),
             "sha256": bundle.digest,
             "bytes": len(data),
             "policies": policies,
@@ -277,6 +292,8 @@ def _show(arguments: argparse.Namespace) -> int:
     print(f"version   {bundle.version}")
     print(f"default   {bundle.default.value} (workloads that no policy covers)")
     print(f"posture   file: {bundle.posture.value} (what an allow-list leaves unmatched)")
+    for line in manifest.as_text(bundle, datetime.now(UTC)):
+        print(line)
     print(f"sha256    {bundle.digest}")
     print(f"size      {len(data)} bytes")
     print("signature not checked; `hauberk bundle verify` does")
@@ -284,6 +301,15 @@ def _show(arguments: argparse.Namespace) -> int:
     for policy in policies:
         print(f"  {policy['file']}  ({policy['bytes']} bytes)")
     return DONE
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    from hauberk.bundle import document, files, signatures  # noqa: PLC0415
+
+    data = files.read_bounded(arguments.file, document.MAXIMUM_BUNDLE_BYTES)
+    document.parse(data)  # what is no bundle is told here; everything else the agent says
+    signature = files.read_bounded(arguments.signature, signatures.MAXIMUM_SIGNATURE_BYTES)
+    return agent.submit(arguments, data, signature)
 
 
 def _title(bundle: Bundle) -> str:

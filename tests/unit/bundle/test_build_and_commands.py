@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hauberk.bundle import PolicyFilesError, build, builder, parse
+from hauberk.bundle import PolicyFilesError, Target, build, builder, parse
 from hauberk.cli import bundle as command
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from hauberk.bundle import Bundle
 
 POLICY = """\
 apiVersion: security.kubearmor.com/v1
@@ -184,3 +186,98 @@ def test_heavy_libraries_are_imported_only_when_needed() -> None:
         "sys.exit(bool({'cryptography', 'yaml', 'pydantic', 'grpc'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+IMAGES = tuple(f"sha256:{digit * 64}" for digit in "fa")
+
+
+def built(tmp_path: Path, *options: object, code: int = 0) -> Bundle | None:
+    if not (tmp_path / "policies").exists():
+        write(tmp_path / "policies", "a.yaml")
+    out = tmp_path / "b.json"
+    out.unlink(missing_ok=True)
+    assert run("build", tmp_path / "policies", "-o", out, "--name", "vault", "--version", 2, *options) == code
+    return parse(out.read_bytes()) if out.exists() else None
+
+
+def test_every_option_of_the_manifest_is_built_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("deputy", "second"):
+        assert run("keygen", "-o", tmp_path / name) == 0
+    bundle = built(
+        tmp_path, "--image-digest", IMAGES[0], "--image-digest", IMAGES[1], "--network-posture", "audit",
+        "--device-posture", "allow", "--capabilities-posture", "block", "--expires", "2099-01-31T00:00:00Z",
+        "--successor-key", tmp_path / "deputy.pub", tmp_path / "second.pub", "--successor-threshold", 2,
+    )  # fmt: skip
+    assert bundle is not None
+    assert bundle.terms.target == Target(image_digests=tuple(sorted(IMAGES)))
+    assert bundle.terms.postures == (("capabilities", "block"), ("device", "allow"), ("network", "audit"))
+    assert bundle.terms.successor is not None
+    assert bundle.terms.successor.keys[0].public_key == (tmp_path / "deputy.pub").read_text()
+    assert "warning" not in capsys.readouterr().err
+    assert run("show", tmp_path / "b.json") == 0
+    text = capsys.readouterr().out
+    for shown in (*IMAGES, "network: audit", "2 of 2 keys: deputy, second", "2099-01-31T00:00:00Z (advice)"):
+        assert shown in text
+    assert run("show", tmp_path / "b.json", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["target"] == {"imageDigests": sorted(IMAGES)}
+    assert told["posture"] == {"file": "block", "capabilities": "block", "device": "allow", "network": "audit"}
+    assert (told["successor"]["threshold"], told["expires"]) == (2, "2099-01-31T00:00:00Z")
+
+
+def test_a_plain_bundle_shows_what_is_not_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert built(tmp_path) is not None
+    assert run("show", tmp_path / "b.json") == 0
+    text = capsys.readouterr().out
+    assert "every container" in text
+    assert "none before the next boot" in text
+    assert "expires" not in text
+    assert run("show", tmp_path / "b.json", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["target"], told["successor"], told["expires"]) == (None, None, None)
+
+
+def test_what_the_manifest_promises_too_little_for_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("deputy", "second"):
+        assert run("keygen", "-o", tmp_path / name) == 0
+    assert built(tmp_path, "--target-label", "app=a", "--target-label", "tier=b", "--successor-trust-root") is not None
+    assert "target by labels" in capsys.readouterr().err
+    assert run("show", tmp_path / "b.json") == 0
+    assert "app=a" in capsys.readouterr().out
+    keys = ("--successor-key", tmp_path / "deputy.pub", "--successor-key", tmp_path / "second.pub")
+    assert built(tmp_path, *keys, "--expires", "2001-01-01T00:00:00Z") is not None
+    errors = capsys.readouterr().err
+    assert "any one of 2 keys alone" in errors
+    assert "has passed by the clock" in errors
+    assert run("sign", tmp_path / "b.json", "--key", tmp_path / "deputy.key", "-o", tmp_path / "s") == 0
+    assert run("verify", tmp_path / "b.json", "--signature", tmp_path / "s", "--key", tmp_path / "deputy.pub") == 0
+    assert "it has expired (2001-01-01T00:00:00Z)" in capsys.readouterr().err
+    assert run("show", tmp_path / "b.json") == 0
+    assert "past by the clock here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--image-digest", "sha256:0"), "--image-digest"),
+        (("--target-label", "app"), "--target-label 'app'"),
+        (("--target-label", "a=1", "--target-label", "a=2"), "the label twice"),
+        (("--target-label", "=1"), "--target-label"),
+        (("--successor-threshold", "1"), "without keys"),
+        (("--successor-key", "KEY", "--successor-threshold", "2"), "threshold"),
+        (("--successor-key", "KEY", "KEY"), "keys[1].name"),
+        (("--successor-key", "absent.pub"), "absent.pub"),
+        (("--expires", "tomorrow"), "--expires"),
+        (("--image-digest", IMAGES[0], "--target-label", "a=1"), "not allowed with"),
+        (("--successor-trust-root", "--successor-key", "KEY"), "not allowed with"),
+    ],
+)
+def test_wrong_options_of_the_manifest_are_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], text: str
+) -> None:
+    assert run("keygen", "-o", tmp_path / "k") == 0
+    given = [str(tmp_path / "k.pub") if option == "KEY" else option for option in options]
+    assert built(tmp_path, *given, code=2) is None
+    assert text in capsys.readouterr().err
