@@ -41,6 +41,7 @@ help:
 	echo 'demo       setup, then the main job, one line per step'
 	echo 'test       setup, then lint and the unit, host and vm lanes'
 	echo 'test-long  test, then large volumes and repetitions'
+	echo 'fuzz       every reader of hostile bytes for SECONDS_EACH=60, or TARGETS="policies …"'
 	echo 'lint | test-unit | test-host | test-vm | bench-hook | bench-lsm | clean'
 
 setup: system environment build vm
@@ -108,7 +109,7 @@ test-long: test
 	@$(PYTEST) tests -m long
 	echo 'test-long: passed'
 
-# Finds are kept in .cache/fuzz. The fuzzer alone is installed: all else of the extra's package is there.
+# What it finds is kept in .cache/fuzz.
 SECONDS_EACH := 60
 TARGETS :=
 
