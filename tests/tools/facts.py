@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Policies -> what they say to a machine, and back to a document of our own words.
 
-A fact is a mapping: ``kind``; ``namespaced``; ``selector`` or ``nodeSelector``; ``levels`` (severity and action by
-section, ``""`` for the spec); ``rules`` as [section, list, fields] in the order they are written; ``more`` (other
-fields of the spec); ``told``: the field of each problem and whether it is a warning; ``odd``: the fields of a refused document
-that do not belong there, or ``spec`` where that is null.
+A fact is a mapping:
+
+* ``kind``, ``namespaced``, ``selector`` or ``nodeSelector``;
+* ``levels``: severity and action by section, ``""`` for the spec;
+* ``rules``: [section, list, fields] in the order they are written;
+* ``more``: other fields of the spec;
+* ``told``: the field of each problem and whether it is a warning;
+* ``odd``: the fields of a refused document that do not belong there, or ``spec`` where that is null.
 """
 
 from __future__ import annotations
