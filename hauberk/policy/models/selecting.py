@@ -58,6 +58,20 @@ def _check_container_name(value: str) -> None:
         )
 
 
+def _check_host_expression(label: str, value: str | None) -> None:
+    if value is None:
+        return
+    try:
+        selectors.parse_host_expression(value)
+    except selectors.ExpressionError as error:
+        refuse(
+            "a regular expression for host names, in which '*' stands for anything",
+            f"It has {error.message}",
+            shown(value),
+            ("matchLabels", label),
+        )
+
+
 class SelectorModel(Strict):
     """``spec.selector`` of container policies. One that selects by nothing covers the policy's namespace."""
 
@@ -100,4 +114,6 @@ class NodeSelector(Strict):
                     shown(value),
                     ("matchLabels", label),
                 )
+        for label in selectors.HOST_EXPRESSION_LABELS:
+            _check_host_expression(label, self.matchLabels.get(label))
         return self

@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
 
+from guest_agent.workloads.interchange import rule_from_json, rule_to_json
 from hauberk.policy import models, normalise
-from hauberk.policy.rules import Action, ObjectKind, Section, Verdict
-from hauberk.policy.selectors import Selector, WorkloadIdentity
+from hauberk.policy.rules import Action, DeviceMatch, ObjectKind, PeerMatch, Section, SyscallMatch, Verdict
+from hauberk.policy.selectors import Scope, Selector, WorkloadIdentity
+from tests.unit.policy.documents_of_each_kind import CLUSTER, CONTAINER, HOST, NETWORK, QUOTA
 from tests.unit.policy.test_models import VALID
 
 if TYPE_CHECKING:
     from hauberk.policy.models import Policy
+    from hauberk.policy.rules import Rule
 
 
 def load(text: str) -> tuple[Policy, ...]:
@@ -106,3 +110,177 @@ def test_implied_rules_are_added_to_those_of_all_policies_together() -> None:
 )
 def test_the_words_for_a_posture(word: str, verdict: Verdict) -> None:
     assert normalise.POSTURES[word] is verdict
+
+
+def normal(text: str) -> tuple[Rule, ...]:
+    (policy,) = load(text)
+    return normalise.rules(policy)
+
+
+def by_section(text: str) -> dict[Section, list[Rule]]:
+    found: dict[Section, list[Rule]] = {}
+    for rule in normal(text):
+        found.setdefault(rule.section, []).append(rule)
+    return found
+
+
+def test_a_container_policy_has_rules_in_every_section_of_its_kind() -> None:
+    found = by_section(CONTAINER)
+    assert list(found) == [
+        Section.PROCESS, Section.FILE, Section.NETWORK, Section.DNS, Section.CAPABILITIES, Section.SYSCALLS,
+        Section.PRESETS, Section.APPARMOR,
+    ]  # fmt: skip
+    values = {section: [(rule.kind, rule.value, rule.action) for rule in rules] for section, rules in found.items()}
+    protocol, domain = ObjectKind.PROTOCOL, ObjectKind.DOMAIN
+    assert values[Section.NETWORK] == [
+        (protocol, "tcp", Action.ALLOW), (protocol, "udp", Action.AUDIT), (protocol, "icmp", Action.AUDIT),
+    ]  # fmt: skip
+    assert values[Section.DNS] == [
+        (domain, "example.com", Action.AUDIT), (domain, "a.example", Action.AUDIT),
+        (domain, "_b.example", Action.AUDIT),
+    ]  # fmt: skip
+    assert [(value, action) for _, value, action in values[Section.CAPABILITIES]] == [
+        ("net_raw", Action.AUDIT), ("sys_admin", Action.AUDIT), ("bpf", Action.AUDIT),
+    ]  # fmt: skip
+    assert values[Section.PRESETS] == [
+        (ObjectKind.PRESET, "filelessExec", Action.BLOCK), (ObjectKind.PRESET, "protectEnv", Action.AUDIT),
+    ]  # fmt: skip
+    assert values[Section.APPARMOR] == [(ObjectKind.PROFILE, "deny /etc/ssl/** w,\n", Action.AUDIT)]
+
+
+def test_words_of_one_list_share_their_place() -> None:
+    first, second = by_section(CONTAINER)[Section.NETWORK][1:]
+    assert first.origin == second.origin
+    assert first.origin.field == "spec.network.matchProtocols[1]"
+
+
+def test_names_and_sockets_are_written_in_one_section_and_inherit_from_it() -> None:
+    found = by_section(CONTAINER)
+    assert {rule.severity for section in (Section.NETWORK, Section.DNS) for rule in found[section]} == {4}
+    assert found[Section.DNS][1].origin.field == "spec.network.matchDNSQueries[1]"
+    assert found[Section.NETWORK][0].sources == ("/usr/bin/curl",)
+
+
+def test_conditions_of_rules_about_programs() -> None:
+    shell, bash, directory, _ = by_section(CONTAINER)[Section.PROCESS]
+    assert (shell.allowed_arguments, shell.terminal) == (("-c", "true"), False)
+    assert (bash.allowed_arguments, bash.terminal) == ((), None)
+    assert directory.terminal is None  # pts: true asks for nothing
+    assert by_section(CONTAINER)[Section.NETWORK][0].terminal is None
+    held = CONTAINER.replace("pts: true\n        fromSource: [{path: /usr/bin/curl}]", "pts: false")
+    assert by_section(held)[Section.NETWORK][0].terminal is False
+
+
+def test_calls_are_audited_whatever_the_policy_says() -> None:
+    rules = by_section(CONTAINER.replace("  action: Audit\n", "  action: Block\n"))[Section.SYSCALLS]
+    assert {rule.action for rule in rules} == {Action.AUDIT}
+    assert [rule.value for rule in rules] == ["unlink, unlinkat", "openat2 on /etc/", "chmod on /etc/passwd"]
+    assert [rule.match for rule in rules] == [
+        SyscallMatch(("unlink", "unlinkat"), source_directories=(("/opt/", True),)),
+        SyscallMatch(("openat2",), "/etc/", recursive=True),
+        SyscallMatch(("chmod",), "/etc/passwd", source_directories=(("/usr/bin/", False),)),
+    ]
+    assert [rule.sources for rule in rules] == [("/bin/rm",), (), ()]
+    assert {(rule.severity, rule.tags, rule.message) for rule in rules} == {(2, ("calls",), "calls")}
+
+
+@pytest.mark.parametrize(
+    ("written", "action"),
+    [("Audit", Action.AUDIT), ("Block", Action.BLOCK), ("Allow", Action.BLOCK)],
+)
+def test_presets_are_audited_or_blocked(written: str, action: Action) -> None:
+    text = CONTAINER.replace(
+        "    - name: filelessExec\n      action: Block", f"    - name: exec\n      action: {written}"
+    )
+    assert by_section(text)[Section.PRESETS][0].action is action
+
+
+def test_a_host_policy_has_devices() -> None:
+    found = by_section(HOST)
+    assert Section.DEVICE in found
+    assert Section.PRESETS not in found
+    stick, keyboard, hexadecimal, decimal, everything = found[Section.DEVICE]
+    assert stick.match == DeviceMatch(8, 6, 80, 1)
+    assert stick.value == "MASS-STORAGE subclass 6 protocol 80 level 1"
+    assert (stick.action, stick.severity, stick.tags, stick.message) == (Action.BLOCK, 8, ("stick",), "stick")
+    assert (keyboard.match, keyboard.value, keyboard.action) == (DeviceMatch(3), "HID", Action.AUDIT)
+    assert hexadecimal.match == decimal.match == DeviceMatch(14)
+    assert (everything.match, everything.value) == (DeviceMatch(), "ALL")
+    assert stick.origin.field == "spec.device.matchDevice[0]"
+    assert by_section(HOST.replace('"14"', '"93"'))[Section.DEVICE][3].value == "class 93"
+
+
+def test_a_network_policy_has_packets_in_two_directions() -> None:
+    found = by_section(NETWORK)
+    (ingress,), (dns, quota) = found[Section.INGRESS], found[Section.EGRESS]
+    assert ingress.match == PeerMatch(
+        ("10.0.0.0/8", "fd00::/8"),
+        ("eth0", "wg*"),
+        ((443, 443, "tcp"), (22, 22, "tcp"), (8000, 8080, "sctp")),
+    )
+    assert ingress.value == "10.0.0.0/8, fd00::/8 tcp/443, tcp/22, sctp/8000-8080 on eth0, wg*"
+    assert (ingress.action, ingress.severity, ingress.tags, ingress.message) == (Action.BLOCK, 2, ("in",), "in")
+    assert ingress.origin.field == "spec.ingress[0]"
+    assert dns.match == PeerMatch(("192.0.2.7/32",), (), ((53, 53, "udp"),))
+    assert (dns.action, dns.severity) == (Action.ALLOW, 3)
+    assert quota.match == PeerMatch(quota=(500 * 2**20, 5400, "pod"))
+    assert quota.value == "any up to 524288000 bytes in 5400 s for each pod"
+
+
+def test_a_quota_without_unit_is_in_gigabytes_and_its_level_in_lower_case() -> None:
+    found = by_section(QUOTA)
+    assert found[Section.INGRESS][0].quota == (5 * 2**30, 86400, "policy")
+
+
+def test_bits_behind_a_prefix_do_not_count() -> None:
+    (ingress,) = by_section(NETWORK.replace("10.0.0.0/8", "10.1.2.3/8"))[Section.INGRESS]
+    assert isinstance(ingress.match, PeerMatch)
+    assert ingress.match.cidrs[0] == "10.0.0.0/8"
+
+
+@pytest.mark.parametrize("text", [CONTAINER, HOST, CLUSTER, NETWORK, QUOTA])
+def test_every_rule_knows_its_place(text: str) -> None:
+    lines = text.splitlines()
+    for rule in normal(text):
+        assert rule.origin.file == "p.yaml"
+        first = lines[rule.origin.line - 1][rule.origin.column - 1 :]
+        assert first, rule
+        list_name = rule.origin.field.split(".")[-1].split("[")[0]
+        assert f"{list_name}:" in "\n".join(lines[: rule.origin.line])
+
+
+@pytest.mark.parametrize("text", [CONTAINER, HOST, CLUSTER, NETWORK, QUOTA])
+def test_the_normal_form_survives_the_way_to_the_agent(text: str) -> None:
+    for rule in normal(text):
+        assert rule_from_json(json.loads(json.dumps(rule_to_json(rule)))) == rule
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (CLUSTER, Selector(within=("app=web",), cluster=True, excluded_namespaces=("kube-system", "monitoring"))),
+        (
+            HOST,
+            Selector(
+                (("kubernetes.io/os", "linux"),),
+                scope=Scope.HOST,
+                host_names=(("kubearmor.io/hostname", "node-1,node-2"),),
+                host_expressions=(("kubearmor.io/hostname", "node-*"),),
+            ),
+        ),
+        (NETWORK, Selector(scope=Scope.HOST, host_names=(("kubearmor.io/hostname", "*"),))),
+        (QUOTA, Selector((("app", "web"),), ("tier=front",), cluster=True)),
+    ],
+)
+def test_selectors_of_every_kind(text: str, expected: Selector) -> None:
+    (policy,) = load(text)
+    assert normalise.selector(policy.model) == expected
+
+
+def test_rules_of_all_sections_are_joined_under_their_postures() -> None:
+    (policy,) = load(CONTAINER)
+    found = normalise.build([policy], Verdict.DENY, ((Section.FILE, Verdict.AUDIT), (Section.NETWORK, Verdict.ALLOW)))
+    assert found.posture_of(Section.NETWORK) is Verdict.ALLOW
+    assert found.posture_of(Section.PROCESS) is Verdict.AUDIT
+    assert found.privileged_sources() >= {"/usr/bin/curl"}  # it alone may open sockets: its identity is worth stealing
+    assert any(rule.implied and rule.value == "/usr/bin/curl" for rule in found.rules)

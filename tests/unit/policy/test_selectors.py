@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from hauberk.policy import globs
 from hauberk.policy.selectors import (
     ExpressionError,
+    Scope,
     Selector,
     WorkloadIdentity,
     check_container_name,
@@ -85,6 +87,106 @@ def test_a_container_name_that_names_none_covers_every_container(value: str) -> 
     check_container_name(value)
     assert Selector(container_name=value).matches("", NAMELESS)
     assert Selector(container_name=value).matches("prod", WEB)
+
+
+CLUSTER = Selector(cluster=True)
+
+
+@pytest.mark.parametrize(
+    ("selector", "namespace", "expected"),
+    [
+        (CLUSTER, "prod", True),
+        (CLUSTER, "", True),
+        (Selector(cluster=True, namespaces=("prod", "test")), "prod", True),
+        (Selector(cluster=True, namespaces=("test",)), "prod", False),
+        (Selector(cluster=True, namespaces=("test",)), "", True),  # not known: not compared
+        (Selector(cluster=True, excluded_namespaces=("kube-system",)), "prod", True),
+        (Selector(cluster=True, excluded_namespaces=("prod",)), "prod", False),
+        (Selector(cluster=True, excluded_namespaces=("prod",)), "", True),
+        (Selector(cluster=True, namespaces=("prod",), excluded_namespaces=("prod",)), "prod", False),
+        (Selector(cluster=True, within=("app=web",)), "prod", True),
+        (Selector(cluster=True, without=("app=web",)), "prod", False),
+        (Selector(cluster=True, namespaces=("prod",), within=("app=api",)), "prod", False),
+    ],
+)
+def test_cluster_policies_select_namespaces(selector: Selector, namespace: str, expected: bool) -> None:  # noqa: FBT001
+    workload = replace(WEB, namespace=namespace)
+    assert selector.matches("elsewhere", workload) is expected
+
+
+NODE = WorkloadIdentity(labels={"kubernetes.io/os": "linux"}, host=True, host_name="node-1")
+
+
+def host(*, name: str = "", expression: str = "", label: str = "kubearmor.io/hostname", **labels: str) -> Selector:
+    return Selector(
+        tuple((key.replace("_", "/"), value) for key, value in labels.items()),
+        scope=Scope.HOST,
+        host_names=((label, name),) if name else (),
+        host_expressions=((label, expression),) if expression else (),
+    )
+
+
+@pytest.mark.parametrize(
+    ("selector", "expected"),
+    [
+        (host(name="*"), True),
+        (host(name="node-1"), True),
+        (host(name="node-1", label="kubernetes.io/hostname"), True),
+        (host(name="node"), False),
+        (host(name="node-2, node-1"), True),
+        (host(name="node-2,node-3"), False),
+        (host(name="node-2,*"), True),
+        (host(expression="node-*"), True),
+        (host(expression="node-.*"), True),
+        (host(expression="*"), True),
+        (host(expression="node"), False),  # the whole name
+        (host(expression="ode-*"), False),
+        (host(expression="(node|edge)-[0-9]"), True),
+        (host(expression="edge-*"), False),
+        (host(name="*", expression="edge-*"), False),
+        (Selector((("kubernetes.io/os", "linux"),), scope=Scope.HOST), True),
+        (Selector((("kubernetes.io/os", "plan9"),), scope=Scope.HOST), False),
+        (Selector((("kubernetes.io/os", "linux"),)), False),  # a policy for containers
+    ],
+)
+def test_host_policies_select_hosts_by_name(selector: Selector, expected: bool) -> None:  # noqa: FBT001
+    assert selector.matches("", NODE) is expected
+
+
+def test_a_host_s_label_is_its_name_where_it_has_one() -> None:
+    labelled = replace(NODE, labels={"kubernetes.io/hostname": "edge-7"})
+    assert host(name="edge-7", label="kubernetes.io/hostname").matches("", labelled)
+    assert not host(name="node-1", label="kubernetes.io/hostname").matches("", labelled)
+    assert host(name="node-1").matches("", labelled)  # the other label says nothing
+
+
+@given(st.sampled_from([CLUSTER, Selector(), host(name="*"), Selector(container_name=".*"), host(expression="*")]))
+def test_no_policy_covers_a_host_and_a_container(selector: Selector) -> None:
+    covered = [selector.matches("prod", workload) for workload in (WEB, NODE)]
+    assert sorted(covered) == [False, True]
+
+
+def test_the_dot_of_a_host_name_is_any_character() -> None:
+    assert host(expression="node.1").matches("", NODE)
+
+
+@pytest.mark.parametrize(
+    ("selector", "expected"),
+    [
+        (Selector(), True),
+        (Selector(container_name=".*"), True),
+        (Selector(container_name="[]"), True),
+        (Selector(container_name="a"), False),
+        (CLUSTER, True),
+        (Selector(cluster=True, namespaces=("a",)), False),
+        (Selector(cluster=True, excluded_namespaces=("a",)), False),
+        (Selector(without=("a=b",)), False),
+        (Selector((("a", "b"),)), False),
+        (host(name="*"), False),
+    ],
+)
+def test_what_leaves_the_one_who_names_containers_no_choice(selector: Selector, expected: bool) -> None:  # noqa: FBT001
+    assert selector.covers_every_container is expected
 
 
 @pytest.mark.parametrize(
