@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hauberk.policy import traffic, vocabulary
+from hauberk.policy import globs, traffic, vocabulary
 from hauberk.policy.documents import field_name
 from hauberk.policy.rules import (
     Action,
@@ -102,13 +102,14 @@ def _of_paths(policy: Policy) -> Iterator[Rule]:
         for list_name, kind, field in _LISTS:
             for entry, path, levels in _entries(policy, section.value, list_name):
                 by_name = getattr(entry, "execname", None)
+                value = by_name if by_name is not None else getattr(entry, field)
                 yield _rule(
                     policy,
                     path,
                     levels,
                     section=section,
-                    kind=ObjectKind.EXECNAME if by_name is not None else kind,
-                    value=by_name if by_name is not None else getattr(entry, field),
+                    kind=ObjectKind.EXECNAME if by_name is not None else _object_kind(kind, value),
+                    value=value,
                     recursive=getattr(entry, "recursive", False),
                     read_only=getattr(entry, "readOnly", False),
                     owner_only=entry.ownerOnly,
@@ -116,6 +117,11 @@ def _of_paths(policy: Policy) -> Iterator[Rule]:
                     allowed_arguments=tuple(getattr(entry, "allowedArgs", None) or ()),
                     terminal=_terminal(entry),
                 )
+
+
+def _object_kind(kind: ObjectKind, value: str) -> ObjectKind:
+    """Give what the value of a list names; a path with wildcards is taken for the pattern that it is."""
+    return ObjectKind.PATTERN if kind is ObjectKind.PATH and globs.has_wildcards(value) else kind
 
 
 def _of_words(policy: Policy) -> Iterator[Rule]:

@@ -75,6 +75,12 @@ def test_an_action_nobody_gives_is_block_and_sources_are_listed_once() -> None:
     assert rule.origin.policy == "NAME"
 
 
+def test_a_path_with_wildcards_is_the_pattern_that_it_is() -> None:
+    (policy,) = load(SHORT.replace("path: /x,", "path: /home/*/x,"))
+    (rule,) = normalise.rules(policy)
+    assert (rule.kind, rule.value, rule.sources) == (ObjectKind.PATTERN, "/home/*/x", ("/a",))
+
+
 def test_an_empty_tag_list_overrides_an_inherited_one() -> None:
     (policy,) = load(SHORT.replace("spec:\n", "spec:\n  tags: [a]\n").replace("path: /x,", "path: /x, tags: [],"))
     assert normalise.rules(policy)[0].tags == ()
