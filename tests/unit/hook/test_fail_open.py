@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from .conftest import HOOK
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from types import ModuleType
 
@@ -121,8 +122,9 @@ def test_anything_unusual_counts_as_sealed(program: ModuleType, name: str) -> No
 LINES = st.sampled_from(
     [
         "mode: host", "mode: sealed", "mode:", "host", "  host", "- host", "  - host", "x:", "x: y", "x: |", "x: >",
-        'x: "', "x: '", '"', "'", "x: [", "]", "x: {", "}", "---", "...", "#", "# mode: host", "", " ", "? mode", ": host",
-        "<<: *a", "x: &a", "!!str mode: host", "\tmode: host", "mode: host\r", "x: \\", "mode: host # x", "x:y", "mode:: host",
+        'x: "', "x: '", '"', "'", "x: [", "]", "x: {", "}", "---", "...", "#", "# mode: host", "", " ", "? mode",
+        ": host", "<<: *a", "x: &a", "!!str mode: host", "\tmode: host", "mode: host\r", "x: \\", "mode: host # x",
+        "x:y", "mode:: host",
     ]
 )  # fmt: skip
 
@@ -195,7 +197,12 @@ def fifo(etc: Path) -> None:
     os.mkfifo(etc / "hauberk" / "agent.yaml")
 
 
-TRICKS = {
+def directory(etc: Path) -> None:
+    (etc / "hauberk" / "agent.yaml").unlink()
+    (etc / "hauberk" / "agent.yaml").mkdir()
+
+
+TRICKS: dict[str, Callable[[Path], object]] = {
     "missing": lambda etc: (etc / "hauberk" / "agent.yaml").unlink(),
     "linked": linked_file,
     "linked directory": linked_directory,
@@ -204,7 +211,7 @@ TRICKS = {
     "directory others may write": lambda etc: (etc / "hauberk").chmod(0o777),
     "sticky directory others may write": lambda etc: (etc / "hauberk").chmod(0o1777),
     "directory above others may write": lambda etc: etc.chmod(0o775),
-    "a directory": lambda etc: ((etc / "hauberk" / "agent.yaml").unlink(), (etc / "hauberk" / "agent.yaml").mkdir()),
+    "a directory": directory,
     "a fifo": fifo,
     "large": lambda etc: (etc / "hauberk" / "agent.yaml").write_bytes(b"mode: host\n" + b"#\n" * 40000),
     "sealed": lambda etc: (etc / "hauberk" / "agent.yaml").write_bytes(b"mode: sealed\n"),
