@@ -72,6 +72,18 @@ def _check_host_expression(label: str, value: str | None) -> None:
         )
 
 
+def _check_host_expression(label: str, value: str) -> None:
+    try:
+        selectors.parse_host_expression(value)
+    except selectors.ExpressionError as error:
+        refuse(
+            "a regular expression in which '*' stands for anything",
+            f"It has {error.message}",
+            shown(value),
+            ("matchLabels", label),
+        )
+
+
 class SelectorModel(Strict):
     """``spec.selector`` of container policies. One that selects by nothing covers the policy's namespace."""
 
@@ -105,7 +117,7 @@ class NodeSelector(Strict):
                 'Name the hosts that the policy covers; for every host write kubearmor.io/hostname: "*"',
                 "a selector that selects by nothing",
             )
-        for label in ("kubearmor.io/hostname", "kubernetes.io/hostname"):
+        for label in selectors.HOST_NAME_LABELS:
             value = self.matchLabels.get(label)
             if value is not None and not all(name.strip() for name in value.split(",")):
                 refuse(
@@ -115,5 +127,6 @@ class NodeSelector(Strict):
                     ("matchLabels", label),
                 )
         for label in selectors.HOST_EXPRESSION_LABELS:
-            _check_host_expression(label, self.matchLabels.get(label))
+            if label in self.matchLabels:
+                _check_host_expression(label, self.matchLabels[label])
         return self

@@ -96,6 +96,7 @@ MUTATIONS = [
     (CONTAINER, "  selector:", "  nodeSelector:", "spec.nodeSelector", ["select containers, with selector"]),
     (HOST, "  nodeSelector:", "  selector:", "spec.selector", ["select hosts, with nodeSelector"]),
     (HOST, "node-1,node-2", "node-1,,node-2", "spec.nodeSelector.matchLabels.kubearmor.io/hostname", ["commas"]),
+    (HOST, "node-*", "node-(", "spec.nodeSelector.matchLabels.kubearmor.io/hostnamereg", ["'(' without ')'"]),
     (HOST, "  device:", "  presets: [{name: exec}]\n  device:", "spec.presets", ["Presets are for containers"]),
     (HOST, "protocol: raw", "pts: true\n        protocol: raw", "spec.network.matchProtocols[0].pts", ["terminals"]),
     (HOST, "MASS-STORAGE", "MASS-STORGE", "spec.device.matchDevice[0].class", ["Did you mean 'MASS-STORAGE'?"]),
