@@ -230,7 +230,8 @@ def profile(rule_sets: list[RuleSet | None], question: Question) -> object:
     known = Circumstances(
         question.arguments, question.terminal, question.beyond_quota, asked if isinstance(asked, Peer) else None
     )
-    seen: list[object] = [question.operation, question.source == question.object]
+    own_program = question.operation is Operation.MAP and question.source == question.object
+    seen: list[object] = [question.operation, own_program]
     for rule_set in rule_sets:
         for rule in rule_set.rules if rule_set else ():
             named = globs.matches(rule, asked) if isinstance(asked, str) and rule.kind in PATH_KINDS else (
