@@ -22,7 +22,7 @@ from hauberk.errors import PolicyError, Problem
 from hauberk.policy.rules import Decision, Section, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from hauberk.policy.rules import RuleSet
 
@@ -88,10 +88,10 @@ def read(
         if name == MODE:
             mode = _MODES.get(value, mode)
             if value not in _MODES:
-                refuse(name, repr(value), "enabled, audited or disabled", _advice(value, _MODES))
+                refuse(name, repr(value), "enabled, audited or disabled", _advice(value, list(Mode)))
         elif name in POSTURES:
             if value not in _VERDICTS:
-                refuse(name, repr(value), "audit or block", _advice(value, _VERDICTS))
+                refuse(name, repr(value), "audit or block", _advice(value, list(_VERDICTS)))
             postures |= dict.fromkeys(POSTURES[name], _VERDICTS.get(value, Verdict.DENY))
         elif name.startswith(_PREFIX) and name != "kubearmor-visibility":
             known = [MODE, *POSTURES]
@@ -101,8 +101,8 @@ def read(
     return Settings(mode, tuple(postures.items()))
 
 
-def _advice(word: str, choices: Mapping[str, object] | list[str]) -> str:
+def _advice(word: str, choices: Sequence[str]) -> str:
     import difflib  # noqa: PLC0415 - only where something is wrong
 
-    close = difflib.get_close_matches(word.lower(), list(choices), n=1)
+    close = difflib.get_close_matches(word.lower(), choices, n=1)
     return f"Did you mean {close[0]!r}?" if close else f"Write {' or '.join(choices)}"
