@@ -54,6 +54,8 @@ CLUSTER_SUFFIXES = ("svc.cluster.local", "cluster.local")
 _TYPE_OF = {"tcp": "stream", "udp": "dgram", "icmp": "raw", "icmpv6": "raw", "sctp": "stream"}
 """The type of socket that a protocol is used with unless it is said."""
 _BYTE = 255
+_SHOWN_CHARACTERS = 120
+"""So much of a text is repeated where it cannot be read."""
 
 
 class QuestionError(HauberkError):
@@ -114,9 +116,15 @@ def check_path(path: str, what: str = "path") -> str:
     """Give a path as it is. Raises :class:`QuestionError` unless it is absolute and has no detours."""
     parts = path.split("/")[1:] if path != "/" else ["-"]
     if not path.startswith("/") or "\0" in path or any(part in ("", ".", "..") for part in parts):
-        message = f"found the {what} {path!r}, expected an absolute path without '.', '..' and extra '/'. Correct it"
+        message = (
+            f"found the {what} {_shown(path)}, expected an absolute path without '.', '..' and extra '/'. Correct it"
+        )
         raise QuestionError(message)
     return path
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")
 
 
 def matches(rule: Rule, asked: Object) -> bool:  # noqa: PLR0911 - one for each kind of object
@@ -184,7 +192,7 @@ def _is_attached(match: DeviceMatch, device: Device) -> bool:
 
 
 def _refuse(text: str, expected: str, advice: str) -> QuestionError:
-    return QuestionError(f"found {text!r}, expected {expected}. {advice}")
+    return QuestionError(f"found {_shown(text)}, expected {expected}. {advice}")
 
 
 def _socket(text: str) -> Socket:

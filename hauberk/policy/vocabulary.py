@@ -66,5 +66,5 @@ def device_class(text: str) -> int | None:
         number = int(digits, base)
         if 1 <= number <= 255:  # noqa: PLR2004 - one byte; class 0 means "look at the interfaces" and names no class
             return number
-    message = f"{text!r} is no class of USB devices"
+    message = f"{text[:80]!r} is no class of USB devices"
     raise ValueError(message)

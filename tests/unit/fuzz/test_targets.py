@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from base64 import b64encode
 from typing import TYPE_CHECKING
@@ -110,3 +111,10 @@ def test_the_corpus_stays_worth_something() -> None:
     targets.world.cache_clear()
     assert [key.public().fingerprint for key in (targets.world().first, targets.world().second)] == fingerprints
     assert dsse.PAYLOAD_TYPE == "application/vnd.hauberk.bundle+json"
+
+
+@pytest.mark.parametrize(
+    "operation", ["receive", "read", "attach", "resolve", "socket", "capability", "syscall", "preset"]
+)
+def test_found_by_fuzzing_a_long_object_was_repeated_whole(operation: str) -> None:
+    targets.questions(json.dumps({"operation": operation, "object": "1" + "-" * 1000}).encode())
