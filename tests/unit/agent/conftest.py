@@ -12,7 +12,7 @@ from guest_agent import child, parsing
 from guest_agent.agent import Agent
 from guest_agent.configuration import Configuration
 from guest_agent.engines.simulator import SimulatedKernel, SimulatorEngine
-from hauberk.bundle import PolicyFile, create, keys, signatures
+from hauberk.bundle import PolicyFile, SuccessorRule, Terms, create, keys, signatures
 from hauberk.bundle.keys import Algorithm
 from tests.unit.agent.machine import FakeMachine
 
@@ -101,8 +101,14 @@ def agents(fake: FakeMachine, parse_here: None) -> Iterator[Callable[..., Agent]
 def configure(tmp_path: Path, fake: FakeMachine, signer: keys.PrivateKey) -> Callable[..., Configuration]:
     """Write trust root, bundle and signature; return the configuration that names them."""
 
-    def write(version: int = 1, default: str = "deny", policy: str = POLICY, mode: str = "sealed") -> Configuration:
-        data = create("demo", version, (PolicyFile("secrets.yaml", policy),), default)
+    def write(
+        version: int = 1,
+        default: str = "deny",
+        policy: str = POLICY,
+        mode: str = "sealed",
+        terms: Terms = Terms(successor=SuccessorRule()),  # noqa: B008 - it cannot be changed
+    ) -> Configuration:
+        data = create("demo", version, (PolicyFile("secrets.yaml", policy),), default, conditions=terms)
         root = {
             "apiVersion": "hauberk/v1",
             "kind": "TrustRoot",

@@ -113,6 +113,16 @@ class FakeMachine:
         )
         return Container(name, pid, start_time, cgroup, bundle)
 
+    def start(self, container: Container) -> None:
+        """Let the init run its program in the container's root, as after pivot_root and exec."""
+        directory = self.proc / str(container.pid)
+        program = self.root / f"program-{container.id}"
+        program.write_bytes(b"a program")
+        for name, target in (("exe", program), ("root", container.bundle / "rootfs")):
+            (directory / name).unlink()
+            (directory / name).symlink_to(target)
+        (directory / "mountinfo").write_text("40 22 0:50 / / rw - overlay overlay rw\n")
+
     @staticmethod
     def populate(cgroup: Path, *, populated: bool) -> None:
         """Say in cgroup.events whether anybody is left."""
