@@ -88,7 +88,7 @@ def read(
         if name == MODE:
             mode = _MODES.get(value, mode)
             if value not in _MODES:
-                refuse(name, repr(value), "enabled, audited or disabled", _advice(value, list(Mode)))
+                refuse(name, repr(value), "enabled, audited or disabled", _advice(value, [one.value for one in Mode]))
         elif name in POSTURES:
             if value not in _VERDICTS:
                 refuse(name, repr(value), "audit or block", _advice(value, list(_VERDICTS)))

@@ -58,20 +58,6 @@ def _check_container_name(value: str) -> None:
         )
 
 
-def _check_host_expression(label: str, value: str | None) -> None:
-    if value is None:
-        return
-    try:
-        selectors.parse_host_expression(value)
-    except selectors.ExpressionError as error:
-        refuse(
-            "a regular expression for host names, in which '*' stands for anything",
-            f"It has {error.message}",
-            shown(value),
-            ("matchLabels", label),
-        )
-
-
 def _check_host_expression(label: str, value: str) -> None:
     try:
         selectors.parse_host_expression(value)

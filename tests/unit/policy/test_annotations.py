@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hauberk.errors import PolicyError
-from hauberk.policy import annotations
-from hauberk.policy.annotations import MODE, POSTURES, Mode, Settings
+from hauberk.policy.annotations import MODE, POSTURES, Mode, Settings, read
 from hauberk.policy.rules import Decision, RuleSet, Section, Verdict
 
 ALLOW, AUDIT, DENY = Verdict.ALLOW, Verdict.AUDIT, Verdict.DENY
@@ -17,7 +16,7 @@ ALLOW, AUDIT, DENY = Verdict.ALLOW, Verdict.AUDIT, Verdict.DENY
 
 def test_without_annotations_policies_are_as_they_are() -> None:
     for said in ({}, {"team": "a"}, {"kubearmor-visibility": "process,file"}):
-        assert annotations.read(said) == Settings()
+        assert read(said) == Settings()
     rule_set = RuleSet((), DENY, ((Section.FILE, AUDIT),))
     assert Settings().apply(rule_set) == rule_set
 
@@ -32,7 +31,7 @@ def test_without_annotations_policies_are_as_they_are() -> None:
     ],
 )
 def test_the_words_for_a_mode(word: str, mode: Mode) -> None:
-    assert annotations.read({MODE: word}).mode is mode
+    assert read({MODE: word}).mode is mode
 
 
 @pytest.mark.parametrize(
@@ -48,7 +47,7 @@ def test_what_a_mode_makes_of_decisions(mode: Mode, verdicts: list[Verdict]) -> 
 
 def test_postures_of_a_namespace_reach_every_section_of_their_class() -> None:
     said = {"kubearmor-file-posture": "audit", "kubearmor-network-posture": "block"}
-    rule_set = annotations.read(said).apply(RuleSet((), ALLOW, ((Section.FILE, DENY), (Section.DEVICE, DENY))))
+    rule_set = read(said).apply(RuleSet((), ALLOW, ((Section.FILE, DENY), (Section.DEVICE, DENY))))
     verdicts = {section: rule_set.posture_of(section) for section in Section}
     assert {section for section, verdict in verdicts.items() if verdict is AUDIT} == {Section.PROCESS, Section.FILE}
     assert {section for section, verdict in verdicts.items() if verdict is DENY} == {
@@ -71,7 +70,7 @@ def test_postures_of_a_namespace_reach_every_section_of_their_class() -> None:
 )
 def test_invalid_values_are_told_with_their_place(name: str, value: str, expected: str, advice: str) -> None:
     with pytest.raises(PolicyError) as caught:
-        annotations.read({"other": "x", name: value}, lambda key: (7, len(key)), "pod.yaml")
+        read({"other": "x", name: value}, lambda key: (7, len(key)), "pod.yaml")
     (problem,) = caught.value.problems
     assert (problem.file, problem.line, problem.column) == ("pod.yaml", 7, len(name))
     assert problem.field == f"metadata.annotations.{name}"
@@ -81,7 +80,7 @@ def test_invalid_values_are_told_with_their_place(name: str, value: str, expecte
 
 def test_every_invalid_value_is_told() -> None:
     with pytest.raises(PolicyError) as caught:
-        annotations.read(dict.fromkeys((MODE, *POSTURES), "no"))
+        read(dict.fromkeys((MODE, *POSTURES), "no"))
     assert len(caught.value.problems) == 1 + len(POSTURES)
     assert str(caught.value).startswith("annotations: metadata.annotations.kubearmor-policy: found 'no'")
 
@@ -92,8 +91,8 @@ def test_annotations_are_read_or_refused(said: dict[str, str]) -> None:
         value in {MODE: ("enabled",), "a": (value,)}.get(name, ("audit", "block")) for name, value in said.items()
     )
     if valid:
-        settings = annotations.read(said)
+        settings = read(said)
         assert len(settings.postures) == sum(len(POSTURES[name]) for name in said if name in POSTURES)
     else:
         with pytest.raises(PolicyError):
-            annotations.read(said)
+            read(said)

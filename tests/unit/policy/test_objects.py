@@ -110,7 +110,7 @@ def test_a_file_is_no_other_object() -> None:
 
 
 def test_a_rule_without_its_match_matches_nothing() -> None:
-    kinds = {
+    kinds: dict[Section, tuple[ObjectKind, Object]] = {
         Section.SYSCALLS: (ObjectKind.SYSCALL, Call("unlink")),
         Section.DEVICE: (ObjectKind.DEVICE, Device(8)),
         Section.EGRESS: (ObjectKind.PEER, Peer("10.0.0.1")),
