@@ -68,11 +68,6 @@ class Document:
         """The plain value. What aliases share is shared here too: do not change it."""
         return self._root.value
 
-    @property
-    def start(self) -> Place:
-        """Where the document's value begins."""
-        return self._root.place
-
     def place(self, path: FieldPath, *, of_key: bool = False) -> Place:
         """Give the place of a field's value (or key), or of the nearest thing around it that is written down."""
         node = self._root

@@ -85,8 +85,7 @@ def policy_schema_text() -> str:
 def _model(schema: dict[str, Any]) -> dict[str, Any]:
     """Tidy the schema of one mapping."""
     tidy = {name: part for name, part in schema.items() if name != "title"}
-    if "description" in tidy:
-        tidy["description"] = tidy["description"].replace("``", "`")
+    tidy["description"] = tidy["description"].replace("``", "`")
     tidy["properties"] = {name: _field(name, part) for name, part in schema["properties"].items()}
     return tidy
 

@@ -143,6 +143,8 @@ def test_many_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_problems_within_a_document_name_the_field() -> None:
     _, problems = read_text("a:\n- x: *no\n- {b: 1, b: 2}\n- !odd c\n---\na: {1: !odd x}\n")
     assert [problem.field for problem in problems] == ["a[0].x", "a[1].b", "a[2]", "a", "a.?"]
+    _, problems = read_text("a: {*no : {b: *no}}")
+    assert [problem.field for problem in problems] == ["a", "a.?.b"]
 
 
 def test_many_problems_end_the_reading() -> None:
