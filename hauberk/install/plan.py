@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from hauberk.install.errors import ObstaclesError
+from hauberk.install.errors import InstallError, ObstaclesError
 from hauberk.install.record import Item, Record
 from hauberk.install.tree import MISSING, Entry, Kind, digest
 
@@ -345,17 +345,25 @@ def _removal(item: Item, tree: Tree, told: list[str]) -> Iterator[Step]:
 def apply(steps: Sequence[Step], tree: Tree) -> None:
     """Do what the steps say, in their order. Raises InstallError."""
     for step in steps:
-        if step.action == "directory":
-            tree.make_directory(step.path, step.mode)
-        elif step.action in ("write", "replace", "edit", "save"):
-            tree.write(step.path, step.content, step.mode, step.owner)
-        elif step.action == "mode":
-            tree.set_mode(step.path, step.mode)
-        elif step.action == "link":
-            tree.link(step.path, step.other)
-        elif step.action == "remove":
-            tree.remove(step.path)
-        elif step.action == "restore":
-            tree.rename(step.other, step.path)
-        elif step.action == "rmdir":
-            tree.remove_directory(step.path)
+        try:
+            _apply(step, tree)
+        except FileNotFoundError as error:
+            message = f"{tree.shown(step.path)}: what leads there was removed meanwhile; try again"
+            raise InstallError(message) from error
+
+
+def _apply(step: Step, tree: Tree) -> None:
+    if step.action == "directory":
+        tree.make_directory(step.path, step.mode)
+    elif step.action in ("write", "replace", "edit", "save"):
+        tree.write(step.path, step.content, step.mode, step.owner)
+    elif step.action == "mode":
+        tree.set_mode(step.path, step.mode)
+    elif step.action == "link":
+        tree.link(step.path, step.other)
+    elif step.action == "remove":
+        tree.remove(step.path)
+    elif step.action == "restore":
+        tree.rename(step.other, step.path)
+    elif step.action == "rmdir":
+        tree.remove_directory(step.path)

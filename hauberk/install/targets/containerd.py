@@ -159,10 +159,10 @@ def _wrapped(tree: Tree, name: str, table: dict[str, Any]) -> tuple[list[File], 
 
 def _imports(tree: Tree, configuration: Configuration, options: Options, obstacles: list[str]) -> Iterator[File | Edit]:
     """Give what makes containerd import the directory, where it does not yet."""
-    if configuration.directory is not None:
-        return
-    if configuration.main is None:
+    if configuration.main in (None, configurations.main_file()):  # the latter is what an earlier installation put
         yield File(configurations.MAIN, configurations.main_file())
+        return
+    if configuration.directory is not None:
         return
     line = f'imports = ["{configurations.PATTERN}"]'
     edited = configurations.add_import(configuration.main) if options.edit else None
