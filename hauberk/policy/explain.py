@@ -182,16 +182,18 @@ def _notes(seen: Question, decision: Decision) -> list[str]:
     notes: list[str] = []
     involved = [*([decision.rule] if decision.rule else []), *(rule for rule, _ in decision.lost)]
     involved = [rule for rule in involved if rule.section is SECTION_OF[seen.operation]]
-    if seen.arguments is None and seen.operation is Operation.EXECUTE and any(r.allowed_arguments for r in involved):
+    acting = [rule for rule in involved if rule.covers_source(seen.source)]
+    if seen.arguments is None and any(rule.allowed_arguments for rule in acting):
         notes.append("the question says nothing of arguments: taken as others than those listed")
-    if seen.terminal is None and any(rule.terminal is False for rule in involved):
+    if seen.terminal is None and any(rule.terminal is False for rule in acting):
         notes.append("the question says nothing of a terminal: taken as having one")
-    if seen.uid is not None and seen.owner_uid is None and not seen.owner and any(r.owner_only for r in involved):
+    if seen.uid is not None and seen.owner_uid is None and not seen.owner and any(rule.owner_only for rule in acting):
         notes.append("the question names no owner's uid: taken as somebody else's")
-    if any(rule.quota is not None for rule in involved) and not seen.beyond_quota:
+    if any(rule.quota is not None for rule in acting) and not seen.beyond_quota:
         notes.append("as long as the quota lasts")
     if seen.parent is not None and seen.parent != seen.source and any(rule.sourced for rule in involved):
-        notes.append(f"the parent {seen.parent} does not count: fromSource is the program that acts, {_who(seen)}")
+        who = seen.source or "a program that no rule names"
+        notes.append(f"the parent {seen.parent} does not count: fromSource is the program that acts, {who}")
     if seen.operation is Operation.SYSCALL:
         notes.append("rules about system calls only ever report")
     return notes
@@ -259,7 +261,3 @@ def _fits(name: str, found: object) -> bool:
     if type(found) not in types:
         return False
     return not isinstance(found, list) or all(isinstance(item, str) for item in found)
-
-
-def _who(question: Question) -> str:
-    return question.source or "a program that no rule names"

@@ -20,7 +20,7 @@ import re
 from dataclasses import dataclass
 
 from hauberk.errors import HauberkError
-from hauberk.policy.rules import ObjectKind, Rule
+from hauberk.policy.rules import PATH_KINDS, ObjectKind, Rule
 
 SLASH = ord("/")
 ANY_BYTE = frozenset(range(1, 256))
@@ -399,8 +399,10 @@ def _compiled(kind: ObjectKind, value: str, recursive: bool) -> re.Pattern[bytes
 def matches(rule: Rule, path: str | bytes) -> bool:
     """Tell whether a rule's object names ``path`` (absolute, resolved, without trailing slash).
 
-    The reference matcher.
+    The reference matcher. What is no file names none.
     """
+    if rule.kind not in PATH_KINDS:
+        return False
     octets = path if isinstance(path, bytes) else to_bytes(path)
     if rule.kind is ObjectKind.PATH:
         return to_bytes(rule.value) == octets
