@@ -22,6 +22,7 @@ MAXIMUM_BYTES: Final = 1 << 20
 _MANAGERS: Final = (
     "/usr/bin/runc", "/usr/sbin/runc", "/usr/local/sbin/runc", "/usr/bin/crun", "/usr/local/bin/crun",
     "/usr/bin/kata-agent", "/usr/local/bin/kata-agent", "/usr/bin/containerd-shim-runc-v2", "/usr/bin/conmon",
+    "/usr/bin/podman",  # conmon starts it to clean up after a container, poststop hooks included
 )  # fmt: skip
 _HELPERS: Final = ("/usr/libexec/hauberk/hauberk-hook", "/usr/share/oci/hooks/prestart/hauberk-hook",
                    "/usr/share/oci/hooks/poststop/hauberk-hook")  # fmt: skip
