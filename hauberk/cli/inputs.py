@@ -8,7 +8,7 @@ time than looking at each file twice would cost.
 from __future__ import annotations
 
 import os
-import stat
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from hauberk.errors import HauberkError
@@ -16,8 +16,14 @@ from hauberk.errors import HauberkError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from hauberk.policy.cache import Cache
+    from hauberk.policy.rules import Section, Verdict
+
 _SUFFIXES = (".yaml", ".yml")
-_BUNDLE_START = b"{"
+_BUNDLE_START = b'{"apiVersion":"hauberk/'
+"""How the one canonical form of a bundle begins."""
+_MAXIMUM_BYTES = 8 * 1024 * 1024
+"""Largest file that is read: what a bundle may have, and more than a policy file may."""
 
 
 class UsageError(HauberkError):
@@ -27,11 +33,46 @@ class UsageError(HauberkError):
 
 
 class Inputs(NamedTuple):
-    """What was read. ``default`` and ``posture`` are a bundle's own; None where the files are no bundle."""
+    """What was read. The rest is what a bundle says beside its policies, and None where the files are no bundle."""
 
     files: list[tuple[str, bytes]]  # name as shown in messages, content
     default: str | None = None
     posture: str | None = None
+    postures: tuple[tuple[Section, Verdict], ...] = ()
+    target: object = None
+
+
+def read(names: Iterable[str]) -> Inputs:
+    """Read policy files, directories, or one bundle.
+
+    Raises :class:`UsageError`, and :class:`hauberk.bundle.errors.BundleError` for a bundle that is none.
+    """
+    files = policy_files(names)
+    bundles = [name for name, content in files if content.startswith(_BUNDLE_START)]
+    if not bundles:
+        return Inputs(files)
+    if len(files) > 1:
+        message = f"found the bundle {bundles[0]} beside other files, expected a bundle alone. Name one or the others"
+        raise UsageError(message)
+    return _unpacked(*files[0])
+
+
+def _unpacked(name: str, content: bytes) -> Inputs:
+    from hauberk.bundle import document  # noqa: PLC0415 - few command lines name a bundle
+    from hauberk.policy.annotations import POSTURES as CLASSES  # noqa: PLC0415
+    from hauberk.policy.rules import Section, Verdict  # noqa: PLC0415
+
+    bundle = document.parse(content)
+    sections = {name.removeprefix("kubearmor-").removesuffix("-posture"): of for name, of in CLASSES.items()}
+    sections["device"] = (Section.DEVICE,)
+    verdicts = {"block": Verdict.DENY, "audit": Verdict.AUDIT, "allow": Verdict.ALLOW}
+    return Inputs(
+        [(f"{name}:{policy.file}", policy.text.encode()) for policy in bundle.policies],
+        bundle.default.value,
+        bundle.posture.value,
+        tuple((section, verdicts[posture.value]) for of, posture in bundle.terms.postures for section in sections[of]),
+        bundle.terms.target and bundle.terms.target.as_json(),
+    )
 
 
 def policy_files(names: Iterable[str]) -> list[tuple[str, bytes]]:
@@ -39,8 +80,6 @@ def policy_files(names: Iterable[str]) -> list[tuple[str, bytes]]:
 
     Gives (path as shown in messages, content). Raises :class:`UsageError` where there is nothing to read.
     """
-    from hauberk.policy.documents import MAXIMUM_BYTES  # noqa: PLC0415
-
     found: dict[str, bytes] = {}
     for name in names:
         if os.path.isdir(name):  # noqa: PTH112 - pathlib takes its time to import
@@ -53,7 +92,7 @@ def policy_files(names: Iterable[str]) -> list[tuple[str, bytes]]:
         else:
             paths = [name]
         for path in paths:
-            found[path] = read_bounded(path, MAXIMUM_BYTES, "a policy file")
+            found[path] = read_bounded(path, _MAXIMUM_BYTES, "a policy file")
     return list(found.items())
 
 
@@ -62,9 +101,10 @@ def _below(top: str) -> list[str]:
     found: list[str] = []
     for directory, _, names in os.walk(top, onerror=_refuse_directory):
         for name in names:
-            path = os.path.join(directory, name)  # noqa: PTH118 - see policy_files
-            if name.endswith(_SUFFIXES) and name not in _SUFFIXES and stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
-                found.append(path)
+            if name.endswith(_SUFFIXES) and name not in _SUFFIXES:
+                path = os.path.join(directory, name)  # noqa: PTH118 - see policy_files
+                if os.path.isfile(path):  # noqa: PTH113
+                    found.append(path)
     return sorted(found, key=lambda path: path.split("/"))
 
 
@@ -76,13 +116,42 @@ def _refuse_directory(error: OSError) -> None:
 def read_bounded(path: str, maximum_bytes: int, expected: str) -> bytes:
     """Read at most one byte more than ``maximum_bytes``. Raises :class:`UsageError` naming what was ``expected``."""
     try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - see policy_files
-            parts = []
-            remaining = maximum_bytes + 1
-            while remaining and (part := file.read(min(remaining, 65536))):
-                parts.append(part)
-                remaining -= len(part)
-            return b"".join(parts)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            # read to the end as files of no known size (pipes) have one too, with one call for most
+            data = os.read(descriptor, min(maximum_bytes + 1, os.fstat(descriptor).st_size + 1))
+            while len(data) <= maximum_bytes and (more := os.read(descriptor, 65536)):
+                data += more[: maximum_bytes + 1 - len(data)]
+        finally:
+            os.close(descriptor)
     except OSError as error:
         message = f"found {path} unreadable ({error.strerror}), expected {expected}. Check its name and mode"
         raise UsageError(message) from error
+    return data
+
+
+def cache(*, wanted: bool) -> Cache | None:
+    """Give the user's cache of policies, or None where it is not wanted or has no place."""
+    if not wanted:
+        return None
+    from hauberk.policy.cache import Cache, user_directory  # noqa: PLC0415
+
+    directory = user_directory()
+    return None if directory is None else Cache(directory)
+
+
+def pairs(texts: Iterable[str], what: str) -> dict[str, str]:
+    """Read ``KEY=VALUE`` texts. Raises :class:`UsageError`."""
+    found: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            message = f"found the {what} {text!r}, expected KEY=VALUE. Write its name, '=' and its value"
+            raise UsageError(message)
+        found[key] = value
+    return found
+
+
+def write(text: str) -> None:
+    """Print a line or several."""
+    sys.stdout.write(text + os.linesep)
