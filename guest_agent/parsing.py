@@ -113,6 +113,7 @@ def _bundle(request: dict[str, object]) -> dict[str, object]:
         "version": bundle.version,
         "default": bundle.default.value,
         "posture": bundle.posture.value,
+        "postures": [["file", bundle.posture.value], *([name, posture.value] for name, posture in terms.postures)],
         "signedBy": ", ".join(key.name for key in verified.signed_by),
         "policies": policies,
         "target": None if terms.target is None else [terms.target.image_digests, terms.target.labels],

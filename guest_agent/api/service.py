@@ -73,6 +73,7 @@ class AgentService(stubs.AgentServicer):
             status.expires = policy_set.succession.expires
             status.policies.extend(policy.name for policy in policy_set.policies)
             status.unenforced.extend(map(_unenforced, policy_set.unenforced))
+            status.postures.update(policy_set.postures)
         return status
 
     def ListWorkloads(  # noqa: N802 - gRPC's name

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Final
 
 from guest_agent.workloads.interchange import rule_from_json
 from hauberk.policy.coverage import Unenforced
-from hauberk.policy.normalise import POSTURES
+from hauberk.policy.normalise import POSTURES, join
 from hauberk.policy.rules import (
     Action,
     ObjectKind,
@@ -45,7 +45,6 @@ from hauberk.policy.rules import (
     RuleSet,
     Section,
     Verdict,
-    implied_rules,
 )
 from hauberk.policy.selectors import Scope, Selector, WorkloadIdentity
 
@@ -124,6 +123,7 @@ class PolicySet:
     """A verified bundle's content, as far as the agent needs it. ``default`` is "deny", "audit" or "allow".
 
     ``unenforced`` has the first rules that no engine enforces as they are written; the policies' counts have all.
+    ``posture`` is what is enforced, for programs and files; ``postures`` are the words for all classes, to be shown.
     """
 
     digest: str
@@ -134,6 +134,7 @@ class PolicySet:
     signed_by: str
     policies: tuple[Policy, ...]
     unenforced: tuple[Unenforced, ...] = ()
+    postures: tuple[tuple[str, str], ...] = ()
     target: Target | None = None
     succession: Succession = Succession()
 
@@ -162,6 +163,7 @@ class PolicySet:
             signed_by=str(value.get("signedBy")),
             policies=tuple(_policy(policy) for policy in policies),
             unenforced=_unenforced(value.get("unenforced")),
+            postures=_pairs(value.get("postures")),
             target=_target(value.get("target")),
             succession=_succession(value.get("succession")),
         )
@@ -214,8 +216,7 @@ def select(policy_set: PolicySet, identity: WorkloadIdentity) -> Selection:
     unenforced = sum(policy.unenforced for policy in selecting)
     covering = [policy for policy in selecting if policy.rules]
     if covering:
-        written = tuple(rule for policy in covering for rule in policy.rules)
-        rule_set = RuleSet((*written, *implied_rules(written)), policy_set.posture)
+        rule_set = join((rule for policy in covering for rule in policy.rules), policy_set.posture)
         return Selection(rule_set, tuple(policy.name for policy in covering), unenforced)
     match policy_set.default:
         case "allow":

@@ -169,6 +169,9 @@ def _status(stub: Any, arguments: argparse.Namespace) -> int:  # noqa: ANN401 - 
     for engine in status.engines:
         print(f"engine     {engine.name}: {engine.reason}")
     print(f"workloads  {status.workloads}")
+    postures = sorted(status.postures.items(), key=lambda pair: (pair[0] != "file", pair[0]))
+    shown = [f"{name} {word}" if name == "file" else f"{name} {word} (not enforced)" for name, word in postures]
+    print(f"posture    {', '.join(shown)}")
     for told in status.unenforced:
         place = f"{told.file}:{told.line}:{told.column}: {told.policy} {told.field}"
         print(_visible(f"unenforced {place}: {told.rule}: {told.reason}; {told.instead}"))

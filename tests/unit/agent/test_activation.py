@@ -301,7 +301,7 @@ def test_selectors_come_back_as_they_went(selector: Selector) -> None:
         "policies": [
             {"name": "a", "namespace": "", "selector": selector_to_json(selector), "rules": [], "unenforced": 0}
         ],
-        "unenforced": [],
+        "unenforced": [], "postures": [],
     }  # fmt: skip
     [policy] = PolicySet.from_json(json.loads(json.dumps(written))).policies
     assert policy.selector == selector

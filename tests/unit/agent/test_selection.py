@@ -4,13 +4,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from guest_agent.workloads.interchange import rule_from_json, rule_set_from_json, rule_set_to_json, rule_to_json
-from guest_agent.workloads.selection import Policy, PolicySet, SelectionError, identify, select, selector_to_json
+from guest_agent.workloads.selection import (
+    Policy,
+    PolicySet,
+    SelectionError,
+    Target,
+    identify,
+    select,
+    selector_to_json,
+)
 from hauberk.policy.rules import Action, ObjectKind, Operation, Origin, Rule, RuleSet, Section, Verdict
 from hauberk.policy.selectors import Selector, WorkloadIdentity
 
@@ -124,6 +133,7 @@ def test_an_uncovered_container_gets_the_bundles_default() -> None:
         {"policies": [{**POLICY, "selector": {**SELECTOR, "within": 1}}]},
         {"policies": [{**POLICY, "selector": {**SELECTOR, "labels": 1}}]},
         {"policies": [{**POLICY, "selector": {"scope": "container"}}]},
+        {"postures": None}, {"postures": [["file"]]}, {"postures": [["file", 1]]},
         {"unenforced": None}, {"unenforced": [3]}, {"unenforced": [["p", "f", "file", "x", 1, "r", "w", "i"]]},
         {"unenforced": [["p", "f", "file", 1, 1, "r", "w"]]},
     ],
@@ -131,7 +141,7 @@ def test_an_uncovered_container_gets_the_bundles_default() -> None:
 def test_a_damaged_policy_set_is_refused(change: dict[str, object]) -> None:
     whole: dict[str, object] = {
         "digest": "d", "name": "n", "version": 1, "default": "deny", "posture": "block", "signedBy": "o",
-        "policies": [POLICY], "unenforced": [["p", "f", "file", 1, 1, "r", "w", "i"]],
+        "policies": [POLICY], "unenforced": [["p", "f", "file", 1, 1, "r", "w", "i"]], "postures": [["file", "block"]],
     }  # fmt: skip
     assert PolicySet.from_json(whole).posture is Verdict.DENY
     with pytest.raises(ValueError, match=r"found|not enough|invalid literal|not a valid Scope"):
@@ -181,3 +191,60 @@ def test_what_is_no_rule_set_is_refused() -> None:
     for value in damaged:
         with pytest.raises(ValueError, match=r"found|is not a valid|rule"):
             rule_set_from_json(value)
+
+
+IMAGE = f"sha256:{'a' * 64}"
+
+
+def targeted(target: Target) -> PolicySet:
+    return replace(policies(), target=target)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "digest"),
+    [
+        ({}, ""),
+        ({"io.hauberk.image-digest": IMAGE}, IMAGE),
+        ({"io.kubernetes.cri.image-name": f"example.org/a@{IMAGE}"}, IMAGE),
+        ({"io.kubernetes.cri-o.ImageName": f"a@{IMAGE}", "io.hauberk.image-digest": IMAGE}, IMAGE),
+        ({"io.kubernetes.cri.image-name": "example.org/a:latest"}, ""),
+        ({"io.kubernetes.cri.image-name": f"a@{IMAGE}0"}, ""),
+        ({"io.kubernetes.cri.image-name": f"a@{IMAGE}\n"}, ""),
+    ],
+)
+def test_the_digest_of_an_image_is_what_is_announced(annotations: dict[str, str], digest: str) -> None:
+    assert identify(annotations, "c1").image_digest == digest
+
+
+def test_two_digests_refuse_the_container() -> None:
+    with pytest.raises(SelectionError, match="different digests"):
+        identify({"io.kubernetes.cri.image-name": f"a@{IMAGE}", "io.hauberk.image-digest": "sha256:b"}, "c1")
+
+
+def test_outside_the_target_is_the_default() -> None:
+    covered = WorkloadIdentity(labels={"app": "secrets"}, container_name="c", image_digest=IMAGE)
+    inside, outside = targeted(Target(image_digests=frozenset({IMAGE}))), targeted(Target(labels=(("tier", "x"),)))
+    assert select(inside, covered).policies
+    for identity in (replace(covered, image_digest=""), replace(covered, image_digest=IMAGE[:-1] + "b")):
+        with pytest.raises(SelectionError, match="outside the target"):
+            select(inside, identity)
+    with pytest.raises(SelectionError, match="outside the target"):
+        select(outside, covered)
+    assert select(outside, replace(covered, labels={"app": "secrets", "tier": "x"})).policies
+    assert not select(replace(outside, default="allow"), covered).policies
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target": 1}, {"target": [[], []]}, {"target": [[IMAGE], [["a", "b"]]]}, {"target": [[IMAGE]]},
+        {"target": [[], [["a"]]]},
+        {"succession": 1}, {"succession": ["", "1", "", False]}, {"succession": ["", 1, ""]},
+    ],
+)  # fmt: skip
+def test_a_malformed_target_or_succession_is_refused(changes: dict[str, object]) -> None:
+    good = {"digest": "d", "name": "n", "version": 1, "default": "deny", "posture": "block", "signedBy": "o",
+            "policies": [], "unenforced": [], "postures": {}}  # fmt: skip
+    PolicySet.from_json(good)
+    with pytest.raises(ValueError, match="found"):
+        PolicySet.from_json({**good, **changes})
