@@ -135,7 +135,7 @@ def load_private(pem: bytes, passphrase: bytes | None = None, what: str = "priva
     Raises ``SigningKeyError``, ``MissingLibraryError``. No error text holds anything of the key.
     """
     require_library()
-    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
+    from cryptography.exceptions import InternalError, UnsupportedAlgorithm  # noqa: PLC0415
     from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519  # noqa: PLC0415
 
@@ -156,7 +156,7 @@ def load_private(pem: bytes, passphrase: bytes | None = None, what: str = "priva
                 what, "an encrypted key", "a passphrase with it", "name the file that holds it: --passphrase-file"
             ) from None
         raise _refusal(what, "a key that is not encrypted", "an encrypted one", "leave out --passphrase-file") from None
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, InternalError):  # the last one for an X448 key of another's length
         if passphrase is not None:
             raise _refusal(
                 what, "a key that the passphrase does not open", expected, "check the passphrase and the key file"
@@ -180,13 +180,13 @@ def check_passphrase(passphrase: bytes) -> bytes:
 
 def _load_public(der: bytes, what: str = "public key") -> EllipticCurvePublicKey | Ed25519PublicKey:
     require_library()
-    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
+    from cryptography.exceptions import InternalError, UnsupportedAlgorithm  # noqa: PLC0415
     from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519  # noqa: PLC0415
 
     try:
         handle = serialization.load_der_public_key(der)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, UnsupportedAlgorithm, InternalError) as error:
         raise _refusal(what, f"a key that cannot be read ({error})", "ECDSA on P-256 or Ed25519", _ADVICE) from error
     if isinstance(handle, ed25519.Ed25519PublicKey):
         return handle

@@ -22,13 +22,14 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from guest_agent.api import hook_socket
-from guest_agent.trust import TrustError, TrustRoot
+from guest_agent.trust import Trust, TrustError, TrustRoot
 from guest_agent.trust import verify as verify_bundle
 from guest_agent.workloads import oci_state
 from hauberk.bundle import (
     PolicyFile,
     SignatureError,
     SigningKeyError,
+    canonical,
     create,
     document,
     dsse,
@@ -196,9 +197,21 @@ def bundles(data: bytes) -> None:
 
 
 def _bundles() -> Iterator[bytes]:
-    yield world().data
+    here = world()
+    yield here.data
     yield (REPOSITORY / "tests/data/signatures/cosign/vault.bundle").read_bytes()
     yield create("a", 2**31 - 1, (PolicyFile("a/b.yml", "é\n"), PolicyFile("ü.yaml", "")), "audit", "allow")
+    plain = {**json.loads(here.data), "version": 8}
+    named = [
+        {"name": name, "publicKey": keys.public_pem(key).decode()} for name, key in zip("ab", here.never, strict=True)
+    ]
+    for terms in (
+        {"successor": {"signedBy": "trustRoot"}, "expires": "2027-01-31T00:00:00Z"},
+        {"successor": {"keys": named, "threshold": 2}, "target": {"labels": {"app": "web"}}},
+        {"target": {"imageDigests": ["sha256:" + "0" * 64]}},
+        {"posture": {"file": "block", "network": "audit", "capabilities": "allow", "device": "block"}},
+    ):
+        yield canonical.encode({**plain, **terms})
 
 
 def signature_files(data: bytes) -> None:
@@ -234,15 +247,42 @@ def _has_signed(key: keys.PublicKey, signed: bytes, file: bytes) -> bool:
 
 
 def signed_bytes(data: bytes) -> None:
-    """Verify signatures that are good, over bytes that are not those that were signed."""
+    """Verify a signature that is good, over bytes that are not those that were signed."""
     here = world()
-    for form in here.forms:
-        try:
-            verify_bundle(here.root, data, form)
-        except TrustError as error:
-            check_text(str(error), data)
-        else:
-            ensure(data == here.data, "a signature fits other bytes")
+    form = here.forms[sha256(data).digest()[0] % len(here.forms)]
+    try:
+        verify_bundle(here.root, data, form)
+    except TrustError as error:
+        check_text(str(error), data)
+    else:
+        ensure(data == here.data, "a signature fits other bytes")
+
+
+def signed_anything(data: bytes) -> None:
+    """Sign whatever it is, and hand it in as the first bundle and as a successor: a signature replaces no check."""
+    here = world()
+    signature = signatures.sign(here.second, data)
+    first = refuses_or(lambda: Trust.empty(here.root).admit(data, signature), data, (TrustError,))
+    if first is not None:
+        bundle = document.parse(data)
+        ensure(bundle.name == here.root.bundle_name, "a bundle of another name is accepted")
+        ensure(bundle.version >= here.root.minimum_version, "a bundle below the floor is accepted")
+        ensure(first.digest == sha256(data).hexdigest(), "accepted is another bundle than was given")
+    sealed = _sealed()
+    before = sealed.require_current().bundle.version
+    after = refuses_or(lambda: sealed.succeed(data, signature), data, (TrustError,))
+    if after is not None:
+        bundle = after.require_current().bundle
+        ensure(bundle.name == here.root.bundle_name, "a successor of another name is accepted")
+        ensure(bundle.version > before, "a successor that is not newer is accepted")
+        ensure(bundle.digest == sha256(data).hexdigest(), "in force is another bundle than was given")
+
+
+@cache
+def _sealed() -> Trust:
+    data = canonical.encode({**json.loads(world().data), "version": 7, "successor": {"signedBy": "trustRoot"}})
+    trust = Trust.empty(world().root).admit(data, signatures.sign(world().first, data))
+    return trust.seal(sha256(data).hexdigest())
 
 
 def envelopes_added_to(data: bytes) -> None:
@@ -364,6 +404,7 @@ TARGETS = {
         Target("bundles", bundles, _bundles),
         Target("signature-files", signature_files, _signature_files),
         Target("signed-bytes", signed_bytes, _bundles),
+        Target("signed-anything", signed_anything, _bundles),
         Target("envelopes-added-to", envelopes_added_to, _signature_files),
         Target("trust-roots", trust_roots, _trust_roots),
         Target("key-files", key_files, _key_files),

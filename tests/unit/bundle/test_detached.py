@@ -273,6 +273,13 @@ def test_other_keys_are_refused_by_name(make: object, text: str) -> None:
         assert "P-256" in str(caught.value)
 
 
+def test_a_key_that_the_library_fails_on_is_refused() -> None:
+    """Found by fuzzing: for an X448 key as long as an Ed25519 key the library raises an error outside its families."""
+    body = b"MC4CAQAwBQYDK2VvBCIEIGZ1enoBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEB"
+    with pytest.raises(SigningKeyError, match="cannot be read"):
+        keys.load_private(b"-----BEGIN PRIVATE KEY-----\n" + body + b"\n-----END PRIVATE KEY-----\n")
+
+
 def test_public_key_files_hold_one_key_and_nothing_else() -> None:
     key = a_key(Algorithm.ECDSA_P256)
     pem = keys.public_pem(key.public())
