@@ -85,10 +85,10 @@ def limiting(new: RuleSet) -> RuleSet:
 
 def granting(new: RuleSet, old: RuleSet, resolve: Callable[[str], tuple[str, ...]]) -> RuleSet:
     """Give what of a rule set lets pass, resolved by ``resolve`` and without rights for sources that had none."""
-    held = privileged(old)
-    letting = replace(new, rules=tuple(rule for rule in new.rules if rule.action is not Action.BLOCK))
-    found = expand(letting, resolve)
-    return replace(found, rules=tuple(_for_held_sources(rule, held) for rule in found.rules))
+    found = expand(new, resolve)
+    gained = found.privileged_sources() - privileged(old)
+    letting = (rule for rule in found.rules if rule.action is not Action.BLOCK)
+    return replace(found, rules=tuple(_without_sources(rule, gained) for rule in letting))
 
 
 def joined(new: RuleSet, *parts: RuleSet) -> RuleSet:
@@ -103,10 +103,10 @@ def privileged(rule_set: RuleSet) -> frozenset[str]:
     ).privileged_sources()
 
 
-def _for_held_sources(rule: Rule, held: frozenset[str]) -> Rule:
-    if not rule.sources or rule.implied:
+def _without_sources(rule: Rule, gained: frozenset[str]) -> Rule:
+    if not gained.intersection(rule.sources):
         return rule
-    kept = tuple(source for source in rule.sources if source in held)
+    kept = tuple(source for source in rule.sources if source not in gained)
     # Left out altogether, the last Allow rule would turn an allow-list into a deny list.
     return replace(rule, sources=kept) if kept else replace(rule, operations=(_OTHER_OPERATION[rule.section],))
 

@@ -18,13 +18,18 @@ from guest_agent.api.service import AgentService
 from guest_agent.engines.simulator import SimulatorEngine
 from guest_agent.workloads.selection import Policy, PolicySet, SelectionError, identify, select, selector_to_json
 from hauberk._wire import hauberk_v1_agent_pb2 as messages
+from hauberk.bundle import PolicyFile, create, signatures
+from hauberk.bundle.document import Posture
+from hauberk.bundle.terms import Terms
 from hauberk.policy.rules import Action, ObjectKind, Origin, Rule, RuleSet, Section, Verdict
 from hauberk.policy.selectors import Scope, Selector, WorkloadIdentity
+from tests.unit.agent.test_command_line import Served
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from guest_agent.configuration import Configuration
+    from hauberk.bundle.keys import PrivateKey
     from tests.unit.agent.machine import FakeMachine
 
     Start = Callable[..., Agent]
@@ -180,6 +185,52 @@ def test_a_host_enforces_the_rest_and_tells(
     assert any("4 rule(s)" in warning for warning in status.warnings)
     [listed] = AgentService(agent).ListWorkloads(messages.ListWorkloadsRequest(), None).workloads
     assert listed.unenforced == 4
+
+
+def test_the_command_line_shows_what_is_not_enforced(
+    fake: FakeMachine, parse_here: None, configure: Configure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del parse_here
+    served = Served(fake, configure(policy=MIXED, mode="host"))
+    try:
+        served.register()
+        _, status, _ = served.ask(capsys, "status")
+        _, status_json, _ = served.ask(capsys, "status", "--json")
+        _, workloads, _ = served.ask(capsys, "workloads")
+        _, workloads_json, _ = served.ask(capsys, "workloads", "--json")
+    finally:
+        served.agent.stop()
+        served.server.stop(grace=None).wait()
+    lines = [line for line in status.splitlines() if line.startswith("unenforced ")]
+    assert len(lines) == 4
+    assert lines[0].startswith("unenforced secrets.yaml:16:")
+    assert "mixed spec.process.matchPaths[1]: Allow process path /usr/bin/dash allowedArgs: no engine looks" in lines[0]
+    assert "posture    file block" in status
+    found = json.loads(status_json)
+    assert [rule["rule"] for rule in found["unenforced"]][1:] == [
+        "Block network protocol tcp", "Block network protocol udp", "Block capabilities capability net_raw",
+    ]  # fmt: skip
+    assert found["postures"] == {"file": "block"}
+    assert "mixed (4 rule(s) not enforced as written)" in workloads
+    assert json.loads(workloads_json)[0]["unenforced"] == 4
+
+
+def test_postures_of_all_classes_are_shown(
+    fake: FakeMachine, parse_here: None, configure: Configure, signer: PrivateKey, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del parse_here
+    configuration = configure()
+    terms = Terms(postures=(("device", Posture.AUDIT), ("network", Posture.BLOCK)))
+    data = create("demo", 1, (PolicyFile("secrets.yaml", CLUSTER),), conditions=terms)
+    configuration.bundle.write_bytes(data)
+    configuration.bundle_signature.write_bytes(signatures.sign(signer, data))
+    served = Served(fake, configuration)
+    try:
+        _, status, _ = served.ask(capsys, "status")
+    finally:
+        served.agent.stop()
+        served.server.stop(grace=None).wait()
+    assert "posture    file block, device audit (not enforced), network block (not enforced)" in status
 
 
 def test_nothing_is_told_where_all_is_enforced(

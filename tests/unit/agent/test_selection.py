@@ -244,7 +244,7 @@ def test_outside_the_target_is_the_default() -> None:
 )  # fmt: skip
 def test_a_malformed_target_or_succession_is_refused(changes: dict[str, object]) -> None:
     good = {"digest": "d", "name": "n", "version": 1, "default": "deny", "posture": "block", "signedBy": "o",
-            "policies": [], "unenforced": [], "postures": {}}  # fmt: skip
+            "policies": [], "unenforced": [], "postures": []}  # fmt: skip
     PolicySet.from_json(good)
     with pytest.raises(ValueError, match="found"):
         PolicySet.from_json({**good, **changes})

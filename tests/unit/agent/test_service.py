@@ -17,6 +17,8 @@ from guest_agent.api import service
 from guest_agent.api.hook_socket import Stage
 from guest_agent.engines.simulator import SimulatorEngine
 from hauberk import cli
+from hauberk.bundle import PolicyFile, SuccessorRule, Terms, create, keys, signatures
+from tests.unit.agent.conftest import POLICY
 from tests.unit.agent.test_agent import LABELS, PEER, event, kernel_of, until
 
 if TYPE_CHECKING:
@@ -115,6 +117,55 @@ def test_a_follower_gets_what_was_and_what_comes_and_ends_with_the_agent(
         "/secret/other",
     ]
     until(lambda: agent.counters()["alert_readers"] == 0)
+
+
+def write_successor(agent: Agent, signer: keys.PrivateKey, version: int, policy: str = POLICY) -> tuple[str, str]:
+    path = agent.configuration.bundle.with_name(f"successor-{version}")
+    terms = Terms(successor=SuccessorRule(), expires="2001-01-01T00:00:00Z")
+    data = create("demo", version, (PolicyFile("secrets.yaml", policy),), conditions=terms)
+    path.write_bytes(data)
+    path.with_suffix(".sig").write_bytes(signatures.sign(signer, data))
+    return str(path), str(path.with_suffix(".sig"))
+
+
+def test_a_successor_is_submitted_and_told(agent: Agent, ask: Ask, signer: keys.PrivateKey) -> None:
+    assert "none before the next boot" not in ask("status")[1]
+    file, signature = write_successor(agent, signer, 2)
+    code, text = ask("bundle", "submit", file, "--signature", signature)
+    assert code == 0
+    assert "bundle demo version 2, successor 1" in text
+    assert "1 running containers follow" in text
+    status = json.loads(ask("status", "--json")[1])
+    assert agent.policy_set is not None
+    assert (status["bundle_version"], status["successors"]) == ("2", 1)
+    assert status["bundle_digest"] == agent.policy_set.digest
+    assert status["sealed_digest"] == kernel_of(agent).digest != status["bundle_digest"]
+    text = ask("status")[1]
+    for shown in ("successor 1", "trust root", "2001-01-01T00:00:00Z (advice)", "warning    the bundle has expired"):
+        assert shown in text
+    file, signature = write_successor(agent, signer, 3)
+    code, text = ask("bundle", "submit", file, "--signature", signature, "--json")
+    assert (code, json.loads(text)["bundle_version"], json.loads(text)["successors"]) == (0, "3", 2)
+    file, signature = write_successor(agent, signer, 4, POLICY.replace("app: secrets", "app: others"))
+    code, text = ask("bundle", "submit", file, "--signature", signature)
+    assert code == 0
+    assert "refused everything from now on: container c1: no policy" in text
+
+
+def test_a_refused_successor_says_why_and_exits_with_1(
+    agent: Agent, signer: keys.PrivateKey, capsys: pytest.CaptureFixture[str]
+) -> None:
+    socket = ("--socket", str(agent.configuration.agent_socket))
+    file, signature = write_successor(agent, signer, 1)
+    assert cli.main(["bundle", "submit", file, "--signature", signature, *socket]) == 1
+    errors = capsys.readouterr().err
+    assert "found version 1" in errors
+    assert "everything is as before" in errors
+    assert cli.main(["bundle", "submit", signature, "--signature", signature, *socket]) == 1
+    assert "bundle: " in capsys.readouterr().err
+    assert cli.main(["bundle", "submit", file, "--signature", "/none", *socket]) == 2
+    gone = ("--socket", f"{agent.configuration.agent_socket}.gone")
+    assert cli.main(["bundle", "submit", file, "--signature", signature, *gone]) == 3
 
 
 def test_a_hostile_name_reaches_the_reader_as_text(agent: Agent, ask: Ask) -> None:

@@ -12,14 +12,14 @@ from guest_agent import agent as agent_module
 from guest_agent import child, records
 from guest_agent import successor as successor_module
 from guest_agent.agent import Agent, StartError
-from guest_agent.engines.bpf_lsm.plan import fingerprint, lookup
+from guest_agent.engines.bpf_lsm.plan import PlanError, compile_table, fingerprint, lookup, source_of
 from guest_agent.engines.port import EngineError
-from guest_agent.engines.simulator import SimulatorEngine
+from guest_agent.engines.simulator import SimulatedKernel, SimulatorEngine
 from guest_agent.records import RecordStore
 from guest_agent.successor import SubmitError, Turnstile
 from guest_agent.workloads import facts, selection
 from guest_agent.workloads.registry import Registry
-from hauberk.bundle import PolicyFile, SuccessorRule, Terms, create, keys, signatures
+from hauberk.bundle import PolicyFile, SuccessorRule, Target, Terms, create, keys, signatures
 from hauberk.bundle.keys import Algorithm
 from hauberk.policy.rules import Operation, Verdict
 from tests.unit.agent.conftest import POLICY
@@ -83,8 +83,6 @@ def may(agent: Agent, container: str, path: str, operation: Operation = Operatio
     """Ask the table that the kernel holds; links are for the kernel to follow, so the path is a resolved one."""
     assert isinstance(agent.engine, SimulatorEngine)
     [held] = [one for one in agent.engine.kernel.workloads.values() if one.container_id == container]
-    from guest_agent.engines.bpf_lsm.plan import source_of  # noqa: PLC0415 - used here alone
-
     number = source_of(held.table, source.encode()) if source else 0
     assert not source or number
     return lookup(held.table, path.encode(), number, operation, owner=False) is not Verdict.DENY
@@ -194,8 +192,6 @@ def test_the_default_deny_refuses_a_running_container_everything(
 
 
 def test_a_target_narrows(fake: FakeMachine, agents: Start, configure: Configure, owner: Owner) -> None:
-    from hauberk.bundle import Target  # noqa: PLC0415 - used here alone
-
     agent = agents(configure())
     digest = f"sha256:{'a' * 64}"
     named = fake.container("named", 101, {**LABELS, "io.hauberk.image-digest": digest})
@@ -315,13 +311,13 @@ def test_a_table_that_does_not_fit_is_the_containers_fault_or_the_bundles(
     agent = agents(configure())
     container = running(fake, agent)
     (container.bundle / "rootfs" / "other").symlink_to("/tmp")
-    real = agent_module.compile_table
+    real = compile_table
 
     def too_large(rule_set: object) -> object:
         rules = rule_set.rules  # type: ignore[attr-defined] # a rule set
         if any(rule.value in limits for rule in rules):
             message = "the table would be too large"
-            raise agent_module.PlanError(message)
+            raise PlanError(message)
         return real(rule_set)  # type: ignore[arg-type] # as above
 
     monkeypatch.setattr(agent_module, "compile_table", too_large)
@@ -411,8 +407,6 @@ def test_the_successors_of_an_earlier_boot_count_for_nothing(agents: Start, conf
     first = agents(configuration)
     owner.submit(first, 2)
     first.stop()
-    from guest_agent.engines.simulator import SimulatedKernel  # noqa: PLC0415 - used here alone
-
     second = agents(configuration, None, SimulatedKernel())
     assert second.policy_set is not None
     assert second.policy_set.version == 1
