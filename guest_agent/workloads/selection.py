@@ -365,7 +365,7 @@ def _target(value: object) -> Target | None:
         message = "found no target, expected digests and labels"
         raise ValueError(message)
     digests, labels = value
-    found = Target(frozenset(map(str, digests)), tuple((str(key), str(content)) for key, content in labels))
+    found = Target(frozenset(_texts(digests)), _pairs(labels))
     if bool(found.image_digests) is bool(found.labels):
         message = "found a target with both digests and labels or neither, expected one of them"
         raise ValueError(message)
