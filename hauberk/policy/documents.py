@@ -28,6 +28,8 @@ MAXIMUM_BYTES = 16 * 1024 * 1024
 """Largest policy file in bytes."""
 MAXIMUM_VALUES = 1_000_000
 """Most values in one file, each use of an alias counted in full. Reading that many takes some 250 MiB."""
+MAXIMUM_DOCUMENT_VALUES = 250_000
+"""Most values in one document."""
 MAXIMUM_DEPTH = 64
 """Deepest nesting of mappings and lists; policies need about ten."""
 MAXIMUM_PROBLEMS = 1000
@@ -159,6 +161,7 @@ class _Reader:
         self.problems = problems
         self.anchors: dict[str, _Node | None] = {}
         self.values = 0
+        self.document_values = 0
         self.told = 0
         self.path: list[str | int] = []
 
@@ -181,6 +184,7 @@ class _Reader:
             for event in events:
                 if isinstance(event, yaml.DocumentStartEvent):
                     self.anchors = {}
+                    self.document_values = 0
                     before = len(self.problems)
                     node = self.node(next(events), events, depth=0)
                     if node is not None and node.value is not None and len(self.problems) == before:
@@ -236,14 +240,15 @@ class _Reader:
 
     def count(self, values: int, place: Place) -> None:
         self.values += values
-        if self.values > MAXIMUM_VALUES:
-            self.problem(
-                place,
-                f"more than {MAXIMUM_VALUES} values (aliases counted in full)",
-                "fewer",
-                "Split the file, or write less with aliases",
-            )
-            raise _StopReading
+        self.document_values += values
+        for counted, most, what in (
+            (self.document_values, MAXIMUM_DOCUMENT_VALUES, "policy"),
+            (self.values, MAXIMUM_VALUES, "file"),
+        ):
+            if counted > most:
+                found = f"more than {most} values (aliases counted in full)"
+                self.problem(place, found, "fewer", f"Split the {what}, or write less with aliases")
+                raise _StopReading
 
     def alias(self, name: str, place: Place) -> _Node | None:
         node = self.anchors.get(name)
@@ -264,6 +269,11 @@ class _Reader:
 
     def scalar(self, event: Any, place: Place) -> _Node | None:  # noqa: ANN401 - untyped library
         text = event.value
+        if not text.isascii() and not _is_unicode(text):
+            self.problem(
+                place, f"'{printable(text)}'", "characters of Unicode", "Remove the escape of half a character"
+            )
+            return None
         tag = event.tag
         if tag is not None and tag != "!" and tag not in _SCALAR_TAGS:
             self.check_tag(tag, (), place)
@@ -347,6 +357,15 @@ def _events(loader: Any) -> Iterator[Any]:  # noqa: ANN401 - untyped library
             yield event
     finally:
         loader.dispose()
+
+
+def _is_unicode(text: str) -> bool:
+    """Tell whether a text can be written as UTF-8; one of the parsers lets escapes of surrogates through."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _plain(text: str) -> object:

@@ -24,10 +24,11 @@ MAXIMUM_DURATION = 2**32 - 1
 """Longest period of a quota in seconds."""
 MAXIMUM_PORT = 65535
 _MAXIMUM_INTERFACE_NAME = 15
+_MAXIMUM_DURATION_TEXT = 100
 
 _UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3, "": 1024**3}
 _LIMIT = re.compile(r"([0-9]{1,20})(?:([KMG])B?)?")
-_DURATION = re.compile(r"(?:[0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})(?:ns|us|\u00b5s|\u03bcs|ms|s|m|h)")
+_DURATION = re.compile(r"([0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})(ns|us|\u00b5s|\u03bcs|ms|s|m|h)")
 _SECONDS = {
     "ns": Fraction(1, 10**9), "us": Fraction(1, 10**6), "\u00b5s": Fraction(1, 10**6), "\u03bcs": Fraction(1, 10**6),
     "ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60), "h": Fraction(3600),
@@ -118,14 +119,10 @@ def duration_seconds(text: str) -> int:
 
     Raises :class:`TrafficError`.
     """
-    position = 0
-    total = Fraction(0)
-    while found := _DURATION.match(text, position):
-        number = found[0].rstrip("nsu\u00b5\u03bcmh")
-        total += Fraction(number) * _SECONDS[found[0][len(number) :]]
-        position = found.end()
-    if position < len(text) or not text:
+    parts = list(_DURATION.finditer(text[:_MAXIMUM_DURATION_TEXT]))
+    if not text or "".join(part[0] for part in parts) != text:
         _refuse("a duration such as 45s, 30m or 1h30m", "Write numbers, each with its unit: h, m or s")
+    total = sum(Fraction(part[1]) * _SECONDS[part[2]] for part in parts)
     if not 1 <= total <= MAXIMUM_DURATION or total.denominator != 1:
         _refuse(f"whole seconds from 1 to {MAXIMUM_DURATION}", "Write a duration of whole seconds")
     return int(total)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from hauberk.errors import PolicyError
+from hauberk.errors import PolicyError, Problem
 from hauberk.policy import documents
 from hauberk.policy.documents import type_name
 from hauberk.policy.models.kinds import API_VERSION, KINDS, NAMESPACED, PolicyModel
@@ -17,11 +17,12 @@ from hauberk.policy.models.tolerances import warnings
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from hauberk.errors import Problem
     from hauberk.policy.documents import Document, FieldPath
 
 MAXIMUM_PROBLEMS = 100
 """Most problems told of one document; the rest is counted."""
+MAXIMUM_FILE_PROBLEMS = documents.MAXIMUM_PROBLEMS
+"""Most problems told of one file; the rest is counted."""
 
 
 class Policy:
@@ -66,19 +67,37 @@ def examine(files: Iterable[tuple[str, bytes]]) -> tuple[list[Policy], list[Prob
     policies: list[Policy] = []
     seen: dict[tuple[str, str], Policy] = {}
     for file, data in files:
-        for document in documents.read(data, file, problems):
-            policy, told = check(document)
-            problems += told
+        told: list[Problem] = []
+        for document in documents.read(data, file, told):
+            policy, of_document = check(document)
+            told += of_document
             if policy is None:
                 continue
             first = seen.setdefault((policy.kind, policy.name), policy)
             if first is not policy:
-                path: FieldPath = ("metadata", "name")
-                place = first.document.place(path)
-                found = f"a second {policy.kind} named {policy.name!r} (first at {first.document.file}:{place.line})"
-                problems.append(problem_at(document, path, found, "each name once", "Rename one of them"))
+                told.append(_second(policy, first))
             policies.append(policy)
+        problems += _not_too_many(told, file)
     return policies, problems
+
+
+def _second(policy: Policy, first: Policy) -> Problem:
+    path: FieldPath = ("metadata", "name")
+    place = f"{first.document.file}:{first.document.place(path).line}"
+    found = f"a second {policy.kind} named {policy.name!r} (first at {place})"
+    return problem_at(policy.document, path, found, "each name once", "Rename one of them")
+
+
+def _not_too_many(told: list[Problem], file: str) -> list[Problem]:
+    """Give the first problems of a file. Those that refuse it come before warnings where there are too many."""
+    if len(told) <= MAXIMUM_FILE_PROBLEMS + 1:
+        return told
+    told.sort(key=lambda problem: problem.warning)
+    rest = told[MAXIMUM_FILE_PROBLEMS:]
+    found = f"{len(rest)} more problems in this file"
+    warning = all(problem.warning for problem in rest)
+    last = Problem(file, 0, 0, "", found, "none", "Correct the first ones and check again", warning)
+    return [*told[:MAXIMUM_FILE_PROBLEMS], last]
 
 
 def check(document: Document) -> tuple[Policy | None, list[Problem]]:

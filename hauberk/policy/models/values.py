@@ -29,6 +29,7 @@ from hauberk.policy.vocabulary import (
 MAXIMUM_PATH = 4095
 _MAXIMUM_NAME = 255
 _MAXIMUM_DOMAIN = 253
+_MAXIMUM_WORDS = 256
 _NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?")
 _DOMAIN_LABEL = re.compile(r"[A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?")
 
@@ -132,6 +133,12 @@ def _list_of(check: Callable[[str], str]) -> Callable[[str], str]:
     """Give the check of words with commas between them; spaces around them do not count."""
 
     def check_all(words: str) -> str:
+        if words.count(",") >= _MAXIMUM_WORDS:
+            refuse(
+                f"at most {_MAXIMUM_WORDS} of them",
+                "Write several rules",
+                f"{words.count(',') + 1} with commas between",
+            )
         for word in words.split(","):
             check(word.strip(" "))
         return words

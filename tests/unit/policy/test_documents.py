@@ -138,6 +138,11 @@ def test_many_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     _, problems = read_text("- 1\n" * 1000)
     assert len(problems) == 1
     assert "more than 1000 values" in str(problems[0])
+    assert "Split the file" in str(problems[0])
+    monkeypatch.setattr(documents, "MAXIMUM_DOCUMENT_VALUES", 100)
+    assert read_text(("- 1\n" * 99 + "---\n") * 9)[1] == []
+    _, problems = read_text("- 1\n" * 100)
+    assert "Split the policy" in str(problems[0])
 
 
 def test_problems_within_a_document_name_the_field() -> None:
@@ -184,6 +189,18 @@ def test_the_pure_python_parser_gives_the_same(monkeypatch: pytest.MonkeyPatch) 
     with_c = read_all()
     monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
     assert read_all() == with_c
+
+
+def test_half_a_character_is_refused_by_either_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    import yaml  # noqa: PLC0415
+
+    text = 'a: "\\ud800"\n'
+    found, problems = read_text(text)
+    assert (found, problems[0].line) == ([], 1)
+    monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
+    found, problems = read_text(text)
+    assert (found, problems[0].line, problems[0].field) == ([], 1, "a")
+    assert str(problems[0]).isascii()
 
 
 def test_field_names() -> None:

@@ -279,6 +279,16 @@ def test_many_problems_are_counted() -> None:
     assert problems[-1].found == "900 more problems in this document"
 
 
+def test_many_problems_of_many_documents_are_counted() -> None:
+    tolerated = "".join(f"---\n{CLUSTER.replace('name: cluster', f'name: c{number}')}" for number in range(5))
+    tolerated = tolerated.replace("dir: /etc/", "dir: /etc")
+    policies, problems = examine("---\na: 1\n" * 1200 + tolerated)
+    assert len(policies) == 5
+    assert len(problems) == 1001
+    assert not any(problem.warning for problem in problems)
+    assert problems[-1].found == "205 more problems in this file"
+
+
 def test_long_words_get_no_suggestion() -> None:
     (problem,) = examine(CONTAINER.replace("action: Audit", "? " + "x" * 1_000_000 + "\n  : 1"))[1]
     assert len(str(problem)) < 1000
