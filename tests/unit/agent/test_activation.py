@@ -19,8 +19,7 @@ from guest_agent.engines.simulator import SimulatorEngine
 from guest_agent.workloads.selection import Policy, PolicySet, SelectionError, identify, select, selector_to_json
 from hauberk._wire import hauberk_v1_agent_pb2 as messages
 from hauberk.bundle import PolicyFile, create, signatures
-from hauberk.bundle.document import Posture
-from hauberk.bundle.terms import Terms
+from hauberk.bundle.terms import Posture, Terms
 from hauberk.policy.rules import Action, ObjectKind, Origin, Rule, RuleSet, Section, Verdict
 from hauberk.policy.selectors import Scope, Selector, WorkloadIdentity
 from tests.unit.agent.test_command_line import Served
