@@ -9,6 +9,7 @@ same order; thousands of questions to ten thousand rules become cheap.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from hauberk.policy import globs, objects
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from hauberk.policy.objects import Object
 
+_LITERAL = re.compile(r"[^*?\[{\\]*")
+"""What a pattern begins with, up to the first character that may not stand for itself."""
 _BY_WORD = frozenset({ObjectKind.PROTOCOL, ObjectKind.DOMAIN, ObjectKind.CAPABILITY, ObjectKind.PRESET})
 
 
@@ -32,7 +35,7 @@ class RuleIndex:
         self._names: dict[bytes, list[int]] = {}
         self._children: dict[bytes, list[int]] = {}
         self._trees: dict[bytes, list[int]] = {}
-        self._patterns: list[int] = []
+        self._patterns: list[tuple[bytes, int]] = []
         self._words: dict[tuple[ObjectKind, str], list[int]] = {}
         self._tried: dict[ObjectKind, list[int]] = {}
         for number, rule in enumerate(self.rules):
@@ -48,7 +51,8 @@ class RuleIndex:
                 table = self._trees if rule.recursive else self._children
                 table.setdefault(globs.to_bytes(rule.value).rstrip(b"/"), []).append(number)
             case ObjectKind.PATTERN:
-                self._patterns.append(number)
+                literal = _LITERAL.match(rule.value)
+                self._patterns.append((globs.to_bytes(literal[0] if literal else ""), number))
             case ObjectKind.SYSCALL if isinstance(rule.match, SyscallMatch):
                 for name in rule.match.names:
                     self._words.setdefault((rule.kind, name), []).append(number)
@@ -74,7 +78,12 @@ class RuleIndex:
             while above:
                 above = above.rpartition(b"/")[0]
                 found += self._trees.get(above, ())
-        found += [number for number in self._patterns if globs.matches(self.rules[number], octets)]
+        # a pattern is compiled when a path begins as it does: most questions are about few patterns
+        found += [
+            number
+            for start, number in self._patterns
+            if octets.startswith(start) and globs.matches(self.rules[number], octets)
+        ]
         return tuple(self.rules[number] for number in sorted(found))
 
     def matching_object(self, asked: Object) -> tuple[Rule, ...]:
