@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hauberk.policy import objects
+from hauberk.policy import globs, objects
 from hauberk.policy.index import RuleIndex
 from hauberk.policy.objects import Call, Device, Name, Object, QuestionError, Socket, Word
 from hauberk.policy.rules import Action, ObjectKind, Operation, Origin, Peer, Rule, Section
@@ -139,3 +139,9 @@ def test_files_are_found_by_the_same_index() -> None:
 )
 def test_what_a_resolver_in_kubernetes_asks_for(name: str, asked_for: tuple[str, ...]) -> None:
     assert objects.names(name) == asked_for
+
+
+def test_what_is_no_file_names_no_path() -> None:
+    for kind in ObjectKind:
+        rule = Rule(Section.FILE, kind, "/x", Action.BLOCK, Origin("p", "f"))
+        assert globs.matches(rule, "/x") is (kind in {ObjectKind.PATH, ObjectKind.PATTERN, ObjectKind.DIRECTORY})
