@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from hauberk.errors import PolicyError, Problem
@@ -287,6 +289,17 @@ def test_many_problems_of_many_documents_are_counted() -> None:
     assert len(problems) == 1001
     assert not any(problem.warning for problem in problems)
     assert problems[-1].found == "205 more problems in this file"
+
+
+def test_the_garbage_collector_is_as_it_was_afterwards() -> None:
+    gc.disable()
+    try:
+        examine(CONTAINER)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    examine("broken: [")
+    assert gc.isenabled()
 
 
 def test_long_words_get_no_suggestion() -> None:
