@@ -119,12 +119,13 @@ def prepare(plan: Plan, tree: Tree, records: Mapping[str, Record], *, replace: b
                 work.link(wanted)
             else:
                 work.edit(wanted)
-    work.superseded()
     work.directories_above(f"{RECORDS}/record")
+    work.superseded()
     obstacles = [*plan.obstacles, *work.obstacles]
     if obstacles:
         raise ObstaclesError(obstacles)
-    record = Record(plan.target, dict(plan.options), tuple(work.items), tuple(work.directories))
+    directories = tuple(sorted(work.directories, key=lambda path: path.count("/")))
+    record = Record(plan.target, dict(plan.options), tuple(work.items), directories)
     return Prepared(tuple(work.steps), record)
 
 
@@ -247,6 +248,10 @@ class _Preparation:
             elif item.made and not reason and not any(other.item(item.path) for other in self._others.values()):
                 told: list[str] = []
                 self.steps.extend(_removal(item, self._tree, told))
+        for path in reversed(self._own.directories if self._own else ()):
+            if path not in self._known and self._tree.is_directory(path):
+                self.steps.append(Step("rmdir", path, "if empty"))
+                self.directories.append(path)
 
     def _recorded(self, path: str) -> Item | None:
         for record in (self._own, *self._others.values()):

@@ -33,7 +33,7 @@ def common(*, fail_open: bool) -> tuple[File | Directory, ...]:
 
 def checked(name: str) -> str:
     """Give a handler's name. Raises InstallError for one that cannot be part of a file's name."""
-    if not name or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in name):
+    if not name.strip(".") or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in name):
         message = f"handler {name!r}: expected a name of letters, digits, '-', '_' and '.'; leave it out with --runtime"
         raise InstallError(message)
     return name
