@@ -16,9 +16,10 @@ from guest_agent.agent import Agent, StartError
 from guest_agent.api.hook_socket import Peer, Stage
 from guest_agent.api.service import AgentService
 from guest_agent.engines.simulator import SimulatorEngine
+from guest_agent.successor import SubmitError
 from guest_agent.workloads.selection import Policy, PolicySet, SelectionError, identify, select, selector_to_json
 from hauberk._wire import hauberk_v1_agent_pb2 as messages
-from hauberk.bundle import PolicyFile, create, signatures
+from hauberk.bundle import PolicyFile, SuccessorRule, create, signatures
 from hauberk.bundle.terms import Posture, Terms
 from hauberk.policy.rules import Action, ObjectKind, Origin, Rule, RuleSet, Section, Verdict
 from hauberk.policy.selectors import Scope, Selector, WorkloadIdentity
@@ -300,6 +301,36 @@ def test_more_rules_than_are_told_are_counted(
     assert agent.policy_set is not None
     assert len(agent.policy_set.unenforced) == 3
     assert agent.policy_set.unenforced_count == 5
+
+
+@pytest.mark.parametrize("mode", ["sealed", "host"])
+def test_a_successor_is_held_to_the_same(
+    fake: FakeMachine, agents: Start, configure: Configure, signer: PrivateKey, mode: str
+) -> None:
+    terms = Terms(successor=SuccessorRule())
+    configuration = configure(mode=mode)
+    first, second = (create("demo", version, (PolicyFile("s.yaml", policy),), conditions=terms)
+                     for version, policy in ((1, CLUSTER), (2, MIXED)))  # fmt: skip
+    configuration.bundle.write_bytes(first)
+    configuration.bundle_signature.write_bytes(signatures.sign(signer, first))
+    agent = agents(configuration)
+    container = fake.container(annotations=LABELS)
+    assert agent.handle(Stage.CREATE_RUNTIME, container.state(), PEER).accepted
+    fake.start(container)
+    signature = signatures.sign(signer, second)
+    if mode == "sealed":
+        with pytest.raises(SubmitError, match=r"s\.yaml:16:[0-9]+: mixed spec\.process\.matchPaths\[1\]"):
+            agent.submit(second, signature)
+        assert not status_of(agent).unenforced
+        assert agent.policy_set is not None
+        assert agent.policy_set.version == 1
+        return
+    agent.submit(second, signature)
+    assert len(status_of(agent).unenforced) == 4
+    [(_, record)] = agent.workloads()
+    assert record is not None
+    assert (record.policies, record.unenforced) == (("mixed",), 4)
+    assert record.rule_set.is_allow_list(Section.PROCESS)
 
 
 RULE = Rule(Section.PROCESS, ObjectKind.PATH, "/bin/sh", Action.BLOCK, Origin("p", "f"))
