@@ -49,7 +49,7 @@ def _parser(asked: frozenset[str]) -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done, 1 the answer is no, 2 wrong usage, 3 the environment lacks something.",
     )
     parser.add_argument("--version", action="version", version=f"hauberk {__version__}")
-    subparsers = parser.add_subparsers(title="commands", dest="command", required=True)
+    subparsers = parser.add_subparsers(title="commands", dest="command", required=True, prog=parser.prog)
     modules = dict.fromkeys(_COMMANDS[name][0] for name in _COMMANDS if name in asked)
     for module in modules:
         importlib.import_module(module).register(subparsers)

@@ -8,13 +8,14 @@ time than looking at each file twice would cost.
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from hauberk.errors import HauberkError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from hauberk.policy.cache import Cache
     from hauberk.policy.rules import Section, Verdict
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _SUFFIXES = (".yaml", ".yml")
 _BUNDLE_START = b'{"apiVersion":"hauberk/'
 """How the one canonical form of a bundle begins."""
+_PART = 64 * 1024
 _MAXIMUM_BYTES = 8 * 1024 * 1024
 """Largest file that is read: what a bundle may have, and more than a policy file may."""
 
@@ -83,7 +85,7 @@ def policy_files(names: Iterable[str]) -> list[tuple[str, bytes]]:
     found: dict[str, bytes] = {}
     for name in names:
         if os.path.isdir(name):  # noqa: PTH112 - pathlib takes its time to import
-            paths = _below(name)
+            paths = sorted(_below(name), key=lambda path: path.split("/"))
             if not paths:
                 message = (
                     f"found no *.yaml or *.yml file in {name}, expected at least one policy. Name another directory"
@@ -92,42 +94,50 @@ def policy_files(names: Iterable[str]) -> list[tuple[str, bytes]]:
         else:
             paths = [name]
         for path in paths:
-            found[path] = read_bounded(path, _MAXIMUM_BYTES, "a policy file")
+            found[path] = _read_bounded(path)
     return list(found.items())
 
 
-def _below(top: str) -> list[str]:
-    """Give the policy files of a directory, sorted by the components of their paths."""
-    found: list[str] = []
-    for directory, _, names in os.walk(top, onerror=_refuse_directory):
-        for name in names:
-            if name.endswith(_SUFFIXES) and name not in _SUFFIXES:
-                path = os.path.join(directory, name)  # noqa: PTH118 - see policy_files
-                if os.path.isfile(path):  # noqa: PTH113
-                    found.append(path)
-    return sorted(found, key=lambda path: path.split("/"))
+def _below(top: str) -> Iterator[str]:
+    """Give the policy files of a directory."""
+    pending = [top]
+    while pending:
+        directory = pending.pop()
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+                    elif entry.name.endswith(_SUFFIXES) and entry.name not in _SUFFIXES and entry.is_file():
+                        yield entry.path
+        except OSError as error:
+            message = f"found {directory} unreadable ({error.strerror}), expected a directory. Check its name and mode"
+            raise UsageError(message) from error
 
 
-def _refuse_directory(error: OSError) -> None:
-    message = f"found {error.filename} unreadable ({error.strerror}), expected a directory. Check its name and mode"
-    raise UsageError(message) from error
-
-
-def read_bounded(path: str, maximum_bytes: int, expected: str) -> bytes:
-    """Read at most one byte more than ``maximum_bytes``. Raises :class:`UsageError` naming what was ``expected``."""
+def _read_bounded(path: str) -> bytes:
+    """Read a file up to one byte more than the longest that is of use. Raises :class:`UsageError`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            # read to the end as files of no known size (pipes) have one too, with one call for most
-            data = os.read(descriptor, min(maximum_bytes + 1, os.fstat(descriptor).st_size + 1))
-            while len(data) <= maximum_bytes and (more := os.read(descriptor, 65536)):
-                data += more[: maximum_bytes + 1 - len(data)]
+            parts = [os.read(descriptor, _PART)]
+            length = len(parts[0])
+            # less than asked for is the end of a file, but not of a pipe
+            while length <= _MAXIMUM_BYTES and (len(parts[-1]) == _PART or not _is_regular(descriptor)):
+                parts.append(os.read(descriptor, _PART))
+                length += len(parts[-1])
+                if not parts[-1]:
+                    break
         finally:
             os.close(descriptor)
     except OSError as error:
-        message = f"found {path} unreadable ({error.strerror}), expected {expected}. Check its name and mode"
+        message = f"found {path} unreadable ({error.strerror}), expected a policy file. Check its name and mode"
         raise UsageError(message) from error
-    return data
+    return parts[0] if len(parts) == 1 else b"".join(parts)[: _MAXIMUM_BYTES + 1]
+
+
+def _is_regular(descriptor: int) -> bool:
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 
 def cache(*, wanted: bool) -> Cache | None:

@@ -26,7 +26,8 @@ POSTURES = ("block", "audit", "allow")
 def register(subparsers: Any) -> None:  # noqa: ANN401 - argparse's own type is private
     """Add ``policy`` and its commands."""
     policy = subparsers.add_parser("policy", help="check policies and ask what they would do")
-    commands = policy.add_subparsers(title="commands", dest="policy_command", required=True)
+    # its name is given, as argparse would format a usage text to find it, which takes longer than all the rest
+    commands = policy.add_subparsers(title="commands", dest="policy_command", required=True, prog=policy.prog)
     _add_check(commands)
     _add_explain(commands)
     _add_render(commands)

@@ -13,6 +13,7 @@ as if there were no cache. No lock is needed, since an entry is put in place who
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
 import os
@@ -58,7 +59,12 @@ _RULE_FIELDS: Final = tuple(Rule.__dataclass_fields__)
 _FIXED: Final = ("section", "kind", "value", "action", "origin")
 _OPTIONAL: Final = _RULE_FIELDS[len(_FIXED) :]
 _DEFAULTS: Final = tuple(Rule.__dataclass_fields__[name].default for name in _OPTIONAL)
+_FIRST_LIST: Final = _OPTIONAL.index("sources")
+_OPERATIONS: Final = _OPTIONAL.index("operations")
 _SELECTOR_FIELDS: Final = tuple(Selector.__dataclass_fields__)
+_SELECTOR_DEFAULTS: Final = tuple(Selector.__dataclass_fields__[name].default for name in _SELECTOR_FIELDS)
+_SCOPE: Final = _SELECTOR_FIELDS.index("scope")
+_BEFORE_SELECTOR: Final = NormalPolicy._fields.index("selector")
 _PROBLEM_FIELDS: Final = tuple(Problem.__dataclass_fields__)
 
 
@@ -86,10 +92,16 @@ class Cache:
         digest, payload = data[:_DIGEST_LENGTH], data[_DIGEST_LENGTH:]
         if digest != hashlib.sha256(payload).hexdigest().encode():
             return None
+        # nothing of this is garbage: looking for some would cost a quarter of the time
+        collecting = gc.isenabled()
+        gc.disable()
         try:
             return _decode(json.loads(payload))
         except (ValueError, TypeError, KeyError):
             return None
+        finally:
+            if collecting:
+                gc.enable()
 
     def keep(self, files: Iterable[tuple[str, bytes]], collection: Collection) -> None:
         """Keep what these files hold. Does nothing where that is not possible."""
@@ -181,24 +193,32 @@ def _library(name: str) -> str:
 def _encode(collection: Collection) -> list[object]:
     policies = [
         [
-            *policy[:4],
-            [getattr(policy.selector, name) for name in _SELECTOR_FIELDS],
-            [_encode_rule(rule) for rule in policy.rules],
+            *policy[:_BEFORE_SELECTOR],
+            _without_defaults(policy.selector, _SELECTOR_FIELDS, _SELECTOR_DEFAULTS),
+            [_encode_rule(rule, policy) for rule in policy.rules],
         ]
         for policy in collection.policies
     ]
     return [policies, [[getattr(problem, name) for name in _PROBLEM_FIELDS] for problem in collection.problems]]
 
 
-def _encode_rule(rule: Rule) -> list[object]:
-    """Give a rule as values; those at the end that are as always are left out."""
-    origin = rule.origin
-    rest: list[object] = [getattr(rule, name) for name in _OPTIONAL]
-    while rest and rest[-1] == _DEFAULTS[len(rest) - 1]:
-        rest.pop()
-    if rest and rule.match is not None:
+def _without_defaults(value: object, names: tuple[str, ...], defaults: tuple[object, ...]) -> list[object]:
+    """Give the fields of an object as a list; those at the end that are as always are left out."""
+    fields: list[object] = [getattr(value, name) for name in names]
+    while fields and fields[-1] == defaults[len(fields) - 1]:
+        fields.pop()
+    return fields
+
+
+def _encode_rule(rule: Rule, policy: NormalPolicy) -> list[object]:
+    """Give a rule as values. Its policy and file are said once for the policy."""
+    rest = _without_defaults(rule, _OPTIONAL, _DEFAULTS)
+    if rule.match is not None:
         rest[-1] = [type(rule.match).__name__, [getattr(rule.match, name) for name in rule.match.__dataclass_fields__]]
-    place = (origin.policy, origin.field, origin.file, origin.line, origin.column)
+    origin = rule.origin
+    place: tuple[object, ...] = (origin.field, origin.line, origin.column)
+    if (origin.policy, origin.file) != (policy.name, policy.file):
+        place = (*place, origin.policy, origin.file)
     return [rule.section, rule.kind, rule.value, rule.action, place, *rest]
 
 
@@ -206,7 +226,14 @@ def _decode(value: Any) -> Collection:  # noqa: ANN401 - what was encoded here, 
     policies, problems = value
     return Collection(
         tuple(
-            NormalPolicy(name, kind, namespace, file, _decode_selector(selector), tuple(map(_decode_rule, rules)))
+            NormalPolicy(
+                name,
+                kind,
+                namespace,
+                file,
+                _decode_selector(selector),
+                tuple([_decode_rule(rule, name, file) for rule in rules]),
+            )
             for name, kind, namespace, file, selector, rules in policies
         ),
         tuple(Problem(*problem) for problem in problems),
@@ -214,23 +241,26 @@ def _decode(value: Any) -> Collection:  # noqa: ANN401 - what was encoded here, 
 
 
 def _decode_selector(values: list[Any]) -> Selector:
-    parts = dict(zip(_SELECTOR_FIELDS, map(_tuples, values), strict=True))
-    return Selector(**parts | {"scope": Scope(parts["scope"])})
+    parts = [_tuples(value) for value in values]
+    if len(parts) > _SCOPE:
+        parts[_SCOPE] = Scope(parts[_SCOPE])
+    return Selector(*parts)
 
 
-def _decode_rule(value: list[Any]) -> Rule:
-    section, kind, name, action, origin, *rest = value
-    if rest:
+def _decode_rule(value: list[Any], policy: str, file: str) -> Rule:
+    section, kind, name, action, place, *rest = value
+    if len(rest) > _FIRST_LIST:
         rest = [_tuples(part) if type(part) is list else part for part in rest]
         if len(rest) == len(_OPTIONAL):
             match, parts = rest[-1]
             rest[-1] = _MATCHES[match](*parts)
         if len(rest) > _OPERATIONS:
             rest[_OPERATIONS] = tuple(Operation(operation) for operation in rest[_OPERATIONS])
-    return Rule(_SECTIONS[section], _KINDS[kind], name, _ACTIONS[action], Origin(*origin), *rest)
-
-
-_OPERATIONS: Final = _OPTIONAL.index("operations")
+    field, line, column, *elsewhere = place
+    policy, file = elsewhere or (policy, file)
+    return Rule(
+        _SECTIONS[section], _KINDS[kind], name, _ACTIONS[action], Origin(policy, field, file, line, column), *rest
+    )
 
 
 def _tuples(value: Any) -> Any:  # noqa: ANN401 - any plain value
