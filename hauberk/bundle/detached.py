@@ -135,8 +135,11 @@ def check_form(algorithm: Algorithm, raw: bytes) -> bytes:
     return raw
 
 
-def is_valid(key: PublicKey, data: bytes, raw: bytes) -> bool:
-    """Whether ``raw``, which has the form that :func:`check_form` gives, is a signature of ``data`` by ``key``."""
+def is_valid(key: PublicKey, data: bytes, raw: bytes, digest: bytes | None = None) -> bool:
+    """Whether ``raw``, which has the form that :func:`check_form` gives, is a signature of ``data`` by ``key``.
+
+    ``digest`` is the SHA-256 of ``data``; whoever tries many keys on large data computes it once.
+    """
     from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - lazily: memory and start-up
 
     try:
@@ -144,9 +147,10 @@ def is_valid(key: PublicKey, data: bytes, raw: bytes) -> bool:
             cast("Ed25519PublicKey", key.handle()).verify(raw, data)
         else:
             from cryptography.hazmat.primitives import hashes  # noqa: PLC0415
-            from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415
+            from cryptography.hazmat.primitives.asymmetric import ec, utils  # noqa: PLC0415
 
-            cast("EllipticCurvePublicKey", key.handle()).verify(raw, data, ec.ECDSA(hashes.SHA256()))
+            prehashed = ec.ECDSA(utils.Prehashed(hashes.SHA256()))
+            cast("EllipticCurvePublicKey", key.handle()).verify(raw, digest or sha256(data).digest(), prehashed)
     except InvalidSignature:
         return False
     return True

@@ -18,6 +18,7 @@ case: some JSON readers make no difference there, and would read another documen
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from hauberk.bundle import detached, envelope
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 PAYLOAD_TYPE = "application/vnd.hauberk.bundle+json"
 MAXIMUM_SIGNATURES = 32
+_FEW = 32
 _SIGN_AGAIN = "sign again with `hauberk bundle sign --format dsse`"
 _FIELDS = ("payload", "payloadType", "signatures")
 _SIGNATURE_FIELDS = ("keyid", "sig")
@@ -75,11 +77,12 @@ def signers(keys: Sequence[PublicKey], data: bytes, signatures: Sequence[bytes])
     The keys must be distinct.
     """
     signed = pre_authentication_encoding(data)
+    digest = sha256(signed).digest()
     found: set[PublicKey] = set()
     unknown = 0
     for signature in signatures:
         for key in keys:
-            if _is_by(key, signed, signature):
+            if _is_by(key, signed, digest, signature):
                 found.add(key)
                 break
         else:
@@ -88,8 +91,14 @@ def signers(keys: Sequence[PublicKey], data: bytes, signatures: Sequence[bytes])
 
 
 def signs_bare_data(keys: Sequence[PublicKey], data: bytes, signatures: Sequence[bytes]) -> bool:
-    """Whether one of the signatures is of the bundle itself instead of its encoding: a common mistake, for texts."""
-    return any(_is_by(key, data, signature) for signature in signatures for key in keys)
+    """Whether one of the signatures is of the bundle itself instead of its encoding: a common mistake, for texts.
+
+    Only where there are few: whoever made the envelope decides how many there are, and a text is not worth minutes.
+    """
+    if len(keys) * len(signatures) > _FEW:
+        return False
+    digest = sha256(data).digest()
+    return any(_is_by(key, data, digest, signature) for signature in signatures for key in keys)
 
 
 def add_signature(key: PrivateKey, data: bytes, existing: bytes | None = None) -> bytes:
@@ -138,9 +147,9 @@ def _signature(entry: object, where: str) -> bytes:
         envelope.refuse(f"{where}.sig", str(error), "base64 of one signature", _SIGN_AGAIN)
 
 
-def _is_by(key: PublicKey, signed: bytes, signature: bytes) -> bool:
+def _is_by(key: PublicKey, signed: bytes, digest: bytes, signature: bytes) -> bool:
     try:
-        return detached.is_valid(key, signed, detached.check_form(key.algorithm, signature))
+        return detached.is_valid(key, signed, detached.check_form(key.algorithm, signature), digest)
     except MalformedSignatureError:
         return False  # of a key of another kind
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NoReturn
 from hauberk.bundle import detached, dsse, envelope, sigstore
 from hauberk.bundle.detached import sign
 from hauberk.bundle.envelope import MAXIMUM_ENVELOPE_BYTES
-from hauberk.bundle.errors import SigningKeyError, TooFewSignaturesError
+from hauberk.bundle.errors import MalformedSignatureError, SigningKeyError, TooFewSignaturesError
 from hauberk.bundle.keys import require_library
 
 if TYPE_CHECKING:
@@ -33,7 +33,16 @@ if TYPE_CHECKING:
 
 MAXIMUM_SIGNATURE_BYTES = MAXIMUM_ENVELOPE_BYTES  # the largest of the forms; readers of files bound them by this
 
-__all__ = ["MAXIMUM_SIGNATURE_BYTES", "Form", "check_threshold", "sign", "sign_as", "verify", "verify_any"]
+__all__ = [
+    "MAXIMUM_SIGNATURE_BYTES",
+    "Form",
+    "check_threshold",
+    "holds_signatures_of_several",
+    "sign",
+    "sign_as",
+    "verify",
+    "verify_any",
+]
 
 
 class Form(StrEnum):
@@ -53,6 +62,14 @@ def sign_as(form: Form, key: PrivateKey, data: bytes, existing: bytes | None = N
     if form is Form.DSSE:
         return dsse.add_signature(key, data, existing)
     return sigstore.sign(key, data) if form is Form.SIGSTORE else sign(key, data)
+
+
+def holds_signatures_of_several(signature: bytes) -> bool:
+    """Whether a file is a DSSE envelope, to which signatures are added; whatever else it is, it is none."""
+    try:
+        return envelope.is_envelope(signature) and dsse.is_dsse(envelope.load(signature))
+    except MalformedSignatureError:
+        return False
 
 
 def verify(key: PublicKey, data: bytes, signature: bytes) -> None:

@@ -192,27 +192,32 @@ def _sign(arguments: argparse.Namespace) -> int:
     pem = files.read_bounded(arguments.key, keys.MAXIMUM_KEY_BYTES)
     key = keys.load_private(pem, passphrase, arguments.key)
     form = signatures.Form(arguments.format)
-    existing = _existing(arguments.output) if form is signatures.Form.DSSE else None
+    existing = _existing(arguments.output)
+    if form is not signatures.Form.DSSE and existing is not None and signatures.holds_signatures_of_several(existing):
+        found = f"{arguments.output}: found a DSSE envelope, which may hold signatures of others"
+        return _fail(USAGE, f"{found}, expected a name that is free: add --format dsse, or choose another name")
     signature = signatures.sign_as(form, key, data, existing)
     signatures.verify(key.public(), data, signature)
     what = f"{key.algorithm.value} signature of {_title(bundle)}"
     if signature == existing:
         print(f"left {arguments.output} as it is: it holds this key's {what} already")
     else:
+        added = form is signatures.Form.DSSE and existing is not None
         files.write_atomically(arguments.output, signature)
-        print(f"{'wrote' if existing is None else 'added to'} {arguments.output}: {what}")
+        print(f"{'added to' if added else 'wrote'} {arguments.output}: {what}")
     print(f"sha256 {bundle.digest}, key fingerprint {key.public().fingerprint}")
     return DONE
 
 
 def _existing(path: str) -> bytes | None:
-    """Read the envelope that a signature is to be added to; None if there is none yet."""
+    """Read the file that lies where a signature is to be written; None if none does."""
+    from pathlib import Path  # noqa: PLC0415
+
     from hauberk.bundle import files, signatures  # noqa: PLC0415
 
-    try:
-        return files.read_bounded(path, signatures.MAXIMUM_SIGNATURE_BYTES)
-    except FileNotFoundError:
+    if not Path(path).is_file():  # a pipe, too, which writing refuses, and which reading would wait for
         return None
+    return files.read_bounded(path, signatures.MAXIMUM_SIGNATURE_BYTES)
 
 
 def _verify(arguments: argparse.Namespace) -> int:

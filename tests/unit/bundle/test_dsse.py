@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from base64 import b64decode
+from base64 import b64decode, b64encode
 
 import pytest
 from hypothesis import given
@@ -23,6 +23,7 @@ from tests.unit.bundle.samples import DATA, OTHER_DATA, a_key, entry, envelope_o
 
 FIRST, SECOND, STRANGER = (a_key(name) for name in ("first", "second", "stranger"))
 THIRD = a_key("third", Algorithm.ED25519)
+SIGNED_BY_FIRST = envelope_of(entry(FIRST))
 KNOWN = (FIRST.public(), SECOND.public(), THIRD.public())
 
 
@@ -111,6 +112,14 @@ def test_unknown_fields_are_ignored_as_the_specification_asks() -> None:
     signatures.verify(FIRST.public(), DATA, extended)
 
 
+def test_a_mistake_is_looked_for_among_few_signatures_only() -> None:
+    bare = envelope_of(*[{"sig": b64encode(detached.sign(FIRST, DATA)).decode()}] * 32)
+    for keys, hinted in (((FIRST.public(),), True), (KNOWN, False)):
+        with pytest.raises(TooFewSignaturesError) as caught:
+            signatures.verify_any(keys, 1, DATA, bare)
+        assert ("signs the bundle itself" in str(caught.value)) is hinted
+
+
 @given(st.data())
 def test_only_distinct_known_keys_count(data: st.DataObject) -> None:
     people = [FIRST, SECOND, THIRD, STRANGER]
@@ -130,12 +139,12 @@ def test_only_distinct_known_keys_count(data: st.DataObject) -> None:
 @given(st.data())
 def test_any_changed_byte_changes_nothing_or_is_refused(data: st.DataObject) -> None:
     """What may change without harm: white space, the hint, and bits nobody reads. Never who signed what."""
-    content = bytearray(envelope_of(entry(FIRST)))
+    content = bytearray(SIGNED_BY_FIRST)
     content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     try:
         found = signatures.verify_any(KNOWN, 1, DATA, bytes(content))
     except SignatureError:
         return
     assert found == (FIRST.public(),)
-    before, after = (json.loads(envelope_of(entry(FIRST)))[name] for name in ("payload", "payloadType"))
+    before, after = (json.loads(SIGNED_BY_FIRST)[name] for name in ("payload", "payloadType"))
     assert (json.loads(content)["payload"], json.loads(content)["payloadType"]) == (before, after)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -72,6 +73,29 @@ def test_people_sign_in_turn(directory: Path, capsys: pytest.CaptureFixture[str]
     assert sig.read_bytes() == before
     assert run(*verify) == 0
     assert "signed by 2 of 2 keys, 2 needed" in capsys.readouterr().out
+
+
+def test_an_envelope_is_not_overwritten_by_one_signature(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sig = directory / "sig"
+    sign = ("sign", directory / "bundle", "-o", sig)
+    assert run(*sign, "--key", directory / "ann.key", "--format", "dsse") == 0
+    before = sig.read_bytes()
+    for form in ("detached", "sigstore"):
+        assert run(*sign, "--key", directory / "bob.key", "--format", form) == 2
+        assert "may hold signatures of others" in capsys.readouterr().err
+    assert sig.read_bytes() == before
+    for content in (b"{", b"MEUCIQ==", b"{}"):
+        sig.write_bytes(content)
+        assert run(*sign, "--key", directory / "bob.key") == 0
+        assert "wrote" in capsys.readouterr().out
+
+
+def test_a_pipe_is_neither_read_nor_replaced(directory: Path) -> None:
+    os.mkfifo(directory / "pipe")
+    for form in ("detached", "dsse"):
+        arguments = ("--key", directory / "ann.key", "-o", directory / "pipe", "--format", form)
+        assert run("sign", directory / "bundle", *arguments) == 2
+    assert (directory / "pipe").is_fifo()
 
 
 def test_an_envelope_of_another_bundle_is_left_alone(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
