@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +15,7 @@ import pytest
 from guest_agent.api.hook_socket import Stage
 from guest_agent.workloads.selection import identify
 from tests.host.runtimes.conftest import APPLICATION, Watched, silent_agent
+from tests.host.runtimes.machine import machine
 from tests.vm.containers.podman import Podman
 
 if TYPE_CHECKING:
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from tests.vm.containers.runtime import Completed
 
 STARTS = 20
+NOBODY = 65534
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +144,28 @@ def test_check_and_uninstall(podman: Podman, host: Machine, base: Path, agent: W
     assert (done.status, marked) == (0, True), done
     assert agent.announced() == []
     host.hauberk("install", "podman").check()
+
+
+def test_a_rootless_container_is_refused(base: Path, images: Path, agent: Watched) -> None:
+    """Out of scope, and the hook says so; without the hook the same container runs."""
+    home = Path(tempfile.mkdtemp(prefix="hauberk-home-"))
+    try:
+        shutil.copytree(images / "rootfs", home / "rootfs", symlinks=True)
+        for path in (home, *home.rglob("*")):
+            os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+        user = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+        user += ("env", f"HOME={home}", f"XDG_RUNTIME_DIR={home}")
+        with machine(base / "rootless", "runc", base / "agent") as host:
+            podman = Podman(home / "podman", host.program, prefix=(*host.prefix, *user), storage_driver="vfs")
+            podman.prepare()
+            for path in (podman.base, *podman.base.iterdir()):
+                os.chown(path, NOBODY, NOBODY)
+            host.hauberk("install", "podman").check()
+            refused = podman.run(str(home / "rootfs"), "/bin/echo", "it ran", options=["--rm", "--rootfs"])
+            assert (refused.status, refused.output) == (126, ""), refused
+            assert "rootless containers are not supported" in refused.errors
+            host.hauberk("uninstall", "podman").check()
+            assert podman.run(str(home / "rootfs"), "/bin/echo", "it ran", options=["--rm", "--rootfs"]).check().output
+    finally:
+        shutil.rmtree(home)
+    assert agent.announced() == []

@@ -42,15 +42,21 @@ class Podman:
     runtime: str = "runc"
     hooks_directory: Path | None = None
     prefix: tuple[str, ...] = ()
+    storage_driver: str = "overlay"
     limit: float = DEFAULT_LIMIT
 
-    def __call__(self, *arguments: str | Path) -> Completed:
-        """Run one command of podman to its end."""
+    def prepare(self) -> None:
+        """Make the directory and the settings, unless they are there."""
         self.base.mkdir(parents=True, exist_ok=True)
         settings = self.base / "containers.conf"
         if not settings.exists():
             settings.write_text(_SETTINGS, "utf-8")
-        line = [*self.prefix, "env", f"CONTAINERS_CONF={settings}", "podman", "--storage-driver", "overlay"]
+
+    def __call__(self, *arguments: str | Path) -> Completed:
+        """Run one command of podman to its end."""
+        self.prepare()
+        line = [*self.prefix, "env", f"CONTAINERS_CONF={self.base / 'containers.conf'}"]
+        line += ["podman", "--storage-driver", self.storage_driver]
         for option, name in (("--root", "storage"), ("--runroot", "run"), ("--tmpdir", "tmp")):
             line += [option, str(self.base / name)]
         line += ["--runtime", self.runtime]
