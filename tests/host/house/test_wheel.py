@@ -52,6 +52,32 @@ def test_the_hook_is_in_it_unchanged(wheel: zipfile.ZipFile) -> None:
     assert wheel.read(name) == (REPOSITORY / "hooks" / "hauberk-hook").read_bytes()
 
 
+def test_what_install_puts_in_place_is_in_it_unchanged(wheel: zipfile.ZipFile) -> None:
+    for tree in ("hooks", "deploy"):
+        files = [path for path in (REPOSITORY / tree).rglob("*") if path.is_file()]
+        assert files
+        for path in files:
+            name = f"hauberk/install/material/{path.relative_to(REPOSITORY)}"
+            assert wheel.read(name) == path.read_bytes()
+
+
+def test_an_unpacked_wheel_installs_what_the_checkout_does(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    wheel.extractall(tmp_path / "site")
+    made = []
+    for place in (tmp_path / "site", REPOSITORY):
+        root = tmp_path / f"root-{len(made)}"
+        (root / "usr" / "sbin").mkdir(parents=True)
+        (root / "usr" / "sbin" / "runc").touch(0o755)
+        code = f"import sys; sys.path.insert(0, {str(place)!r}); import hauberk.cli; sys.exit(hauberk.cli.main())"
+        for target in ("podman", "kata-guest", "docker", "containerd"):
+            command = [sys.executable, "-Ic", code, "install", target, "--root", str(root)]
+            subprocess.run(command, cwd="/", check=True, stdout=subprocess.DEVNULL)
+        files = (path for path in root.rglob("*") if path.is_file())
+        made.append({str(path.relative_to(root)): (path.stat().st_mode, path.read_bytes()) for path in files})
+    assert made[0] == made[1]
+    assert "usr/libexec/hauberk/hauberk-hook" in made[0]
+
+
 def test_no_path_of_the_building_machine_is_in_the_objects(wheel: zipfile.ZipFile) -> None:
     for name in wheel.namelist():
         if name.endswith(".bpf.o"):
