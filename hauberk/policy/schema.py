@@ -42,7 +42,7 @@ _DESCRIPTIONS = {
     "port": 'A destination port, as text ("443"), or the name of a well-known service.',
     "presets": "Rules that are ready made.",
     "protocol": "A protocol.",
-    "pts": "Only processes with a terminal (true) or without one (false).",
+    "pts": "false: only where there is no controlling terminal. true asks for nothing.",
     "readOnly": "Reading is allowed, changing is not.",
     "recursive": "Everything below the directory, not its children alone.",
     "severity": "From 1 to 10, said in alerts.",
