@@ -133,7 +133,7 @@ def verify(
 def successor_rule(root: TrustRoot, bundle: Bundle) -> tuple[tuple[TrustedKey, ...], int] | None:
     """Give the keys that may sign a bundle's successor and how many must have; None where none is allowed.
 
-    Raises ``MalformedBundle`` for a rule whose keys are none or one key twice: it would promise what cannot be kept.
+    Raises ``MalformedBundle`` for a rule whose keys are none, or spelt so that one key could pass for two.
     """
     rule = bundle.terms.successor
     if rule is None:
@@ -147,8 +147,8 @@ def successor_rule(root: TrustRoot, bundle: Bundle) -> tuple[tuple[TrustedKey, .
             public = keys.load_public(key.public_key.encode(), f"{where}.publicKey")
         except SigningKeyError as error:
             raise MalformedBundle(str(error)) from error
-        if any(public == other.public for other in found):
-            message = f"{where}: found a key for the second time, expected each once: build the bundle anew without it"
+        if keys.public_pem(public).decode() != key.public_key:
+            message = f"{where}: found another spelling of a key, expected its one form: build the bundle anew"
             raise MalformedBundle(message)
         found.append(TrustedKey(key.name, public))
     return tuple(found), rule.threshold

@@ -157,6 +157,19 @@ def test_a_bundle_whose_rule_cannot_be_kept_is_not_admitted() -> None:
         trust.succeed(second, signed(second))
 
 
+def test_one_key_cannot_pass_for_two_by_its_spelling() -> None:
+    private = keys.generate(Algorithm.ECDSA_P256)
+    point = private.public().subject_public_key_info[-64:]
+    prefix = bytes.fromhex("3039301306072a8648ce3d020106082a8648ce3d030107032200") + bytes([2 + point[-1] % 2])
+    compressed = keys.public_pem(keys.PublicKey(Algorithm.ECDSA_P256, prefix + point[:32])).decode()
+    assert keys.load_public(compressed.encode()) == private.public()
+    plain = keys.public_pem(private.public()).decode()
+    rule = SuccessorRule((NamedKey("a", plain), NamedKey("b", compressed)), 2)
+    first = a_bundle(1, rule)
+    with pytest.raises(MalformedBundle, match="another spelling"):
+        Trust.empty(a_root()).admit(first, signed(first))
+
+
 def resumed(first: bytes, accepted: Accepted) -> Trust:
     return Trust.resume(a_root(), sha256(first).hexdigest(), accepted).admit(first, signed(first))
 

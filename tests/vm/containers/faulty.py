@@ -46,6 +46,17 @@ REGISTRATION: Final = (*(f"{when}-{name}" for name in _FUNCTIONS for when in ("b
 RELEASE: Final = tuple(
     f"{when}-{name}" for name in ("release", "registry-release", "forget") for when in ("before", "after")
 )
+SUBMISSION: Final = (
+    *(f"{when}-{name}" for name in ("write-link", "write-next", "advance", "promote") for when in ("before", "after")),
+    "before-epoch",
+)
+"""Every step of a submission that changes something, and the one store that puts it in force."""
+_SUBMISSIONS: Final[dict[str, tuple[Any, str]]] = {
+    "write-link": (records.RecordStore, "write_link"),
+    "write-next": (records.RecordStore, "write_next"),
+    "advance": (BpfLsmEngine, "advance"),
+    "promote": (records.RecordStore, "promote"),
+}
 _RELEASES: Final[dict[str, tuple[Any, str]]] = {
     "release": (BpfLsmEngine, "release"),
     "registry-release": (Registry, "release"),
@@ -64,12 +75,14 @@ def arm(step: str) -> None:
         _before(Path, "replace", lambda path, *_: path.suffix == ".new" and path.stem.isdigit())
     elif step == "between-slot-and-cgroup":
         _before(Map, "put", lambda _map, key, *_: len(key) == _CGROUP_KEY)
+    elif step == "before-epoch":
+        _before(Map, "put", lambda changed, *_: changed.name == "epoch")
     elif step in {"before-undo", "after-undo"}:
         _before(verification, "recheck", _refuse)
         arm(step.replace("undo", "release"))
     else:
         when, _, name = step.partition("-")
-        owner, attribute = {**_FUNCTIONS, **_RELEASES}[name]
+        owner, attribute = {**_FUNCTIONS, **_RELEASES, **_SUBMISSIONS}[name]
         if when == "before":
             _before(owner, attribute, lambda *_: True)
         else:

@@ -144,8 +144,11 @@ def alerts() -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def prepare(base: Path) -> None:
-    """Make keys, a signed bundle, the root file system, the hook and the faked runtime's executable."""
+def prepare(base: Path, *options: str) -> None:
+    """Make keys, a signed bundle, the root file system, the hook and the faked runtime's executable.
+
+    ``options`` are more of ``bundle build``.
+    """
     base.mkdir(parents=True)
     subprocess.run(["/bin/mount", "-t", "tmpfs", "-o", "size=512m,mode=755", "hauberk-test", str(base)], check=True)
     rootfs.build(base / "rootfs", PROGRAMS, deep=False)
@@ -156,14 +159,9 @@ def prepare(base: Path) -> None:
     (base / "policies").mkdir()
     for name, text in POLICIES.items():
         (base / "policies" / name).write_text(text)
-    built = ("-o", base / "bundle.json", "--name", "test", "--version", "1")
-    for arguments in (
-        ("bundle", "keygen", "-o", base / "owner"),
-        ("bundle", "build", base / "policies", *built),
-        ("bundle", "sign", base / "bundle.json", "--key", base / "owner.key", "-o", base / "bundle.json.sig"),
-    ):
-        done = hauberk(*arguments)
-        assert done.returncode == 0, done.stderr
+    built = ("--name", "test", "--version", "1")
+    assert hauberk("bundle", "keygen", "-o", base / "owner").returncode == 0
+    build(base / "policies", base / "bundle.json", base / "owner.key", *built, *options)
     key = {"name": "owner", "publicKey": (base / "owner.pub").read_text()}
     root = {
         "apiVersion": "hauberk/v1",
@@ -172,6 +170,15 @@ def prepare(base: Path) -> None:
         "bundle": {"name": "test", "minimumVersion": 1},
     }
     (base / "trust-root.json").write_text(json.dumps(root))
+
+
+def build(policies: Path, bundle: Path, key: Path, *options: str) -> None:
+    """Build and sign a bundle as its owner does; the signature lies beside it."""
+    signature = bundle.with_name(f"{bundle.name}.sig")
+    done = hauberk("bundle", "build", policies, "-o", bundle, *options)
+    assert done.returncode == 0, done.stderr
+    done = hauberk("bundle", "sign", bundle, "--key", key, "-o", signature)
+    assert done.returncode == 0, done.stderr
 
 
 def configure(base: Path, path: Path, **more: object) -> Path:

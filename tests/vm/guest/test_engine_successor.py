@@ -7,7 +7,6 @@ old rules is never executed again. Source numbers of the two tables differ on pu
 
 from __future__ import annotations
 
-import errno
 import itertools
 import subprocess
 from dataclasses import replace
@@ -22,6 +21,7 @@ from guest_agent.engines.port import EnforcedWorkload, EngineError, SuccessorRec
 from hauberk.policy.rules import Action, RuleSet, Section
 from tests.vm.containers import bundle as oci
 from tests.vm.containers import enforced, rootfs
+from tests.vm.containers.asker import DENIED, Asker
 from tests.vm.containers.enforced import file_rule
 from tests.vm.containers.runtime import Runtime
 
@@ -34,7 +34,6 @@ PROGRAMS = Path(".cache/containers")
 A, B, PLAIN = "/opt/sources/prober-a", "/opt/sources/prober-b", "/usr/bin/prober"
 LONG_NAME = "/srv/" + "/".join("n" * 200 for _ in range(2)) + "/prober"
 SECRET, HOSTS, PASSWD = "/srv/secrets/app/prod/key", "/etc/hosts", "/etc/passwd"
-DENIED = str(errno.EACCES)
 OPEN = file_rule("/", Action.ALLOW)
 
 # A alone reads the secret. In the table of the first rules A is source 1, in that of the second source 2.
@@ -53,39 +52,6 @@ NOTHING = RuleSet((file_rule("/", Action.BLOCK), replace(file_rule("/", Action.B
 THIRD = enforced.rule_set([OPEN, file_rule(PASSWD, Action.BLOCK, sources=(PLAIN,))])
 
 _numbers = itertools.count(1)
-
-
-class Asker:
-    """A prober in a container that answers as long as it lives."""
-
-    def __init__(self, runtime: Runtime, name: str, bundle: Bundle, program: str) -> None:
-        """Execute it in the container, now."""
-        self.process_file = bundle.process_file((program, "-f"), 0)
-        self.process = subprocess.Popen(
-            [runtime.executable, "--root", str(runtime.root), "exec", "--process", str(self.process_file), name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        self.ask("/etc")  # it is there
-
-    def ask(self, path: str, operation: str = "open-read") -> str:
-        """Give the errno it gets."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(f"{operation}\t{path}\n".encode())
-        self.process.stdin.flush()
-        return self.process.stdout.readline().decode().strip()
-
-    def answers(self, *paths: str) -> list[bool]:
-        """Tell of each path whether it may be read."""
-        answers = [self.ask(path) for path in paths]
-        assert set(answers) <= {"0", DENIED}, answers
-        return [answer == "0" for answer in answers]
-
-    def close(self) -> None:
-        """Let it end."""
-        self.process.communicate()
-        self.process_file.unlink()
 
 
 class Container(NamedTuple):
