@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from functools import cache
 from hashlib import sha256
 
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import utils
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guest_agent import parsing
 from guest_agent.trust import (
     MalformedBundle,
     MalformedSeal,
@@ -27,6 +29,7 @@ from guest_agent.trust import (
     TrustedKey,
     TrustError,
     TrustRoot,
+    VerificationUnavailable,
     VersionBelowFloor,
     WrongSignature,
     verify,
@@ -98,6 +101,33 @@ def test_a_root_may_ask_for_several_keys() -> None:
         with pytest.raises(TooFewSignatures, match="different") as caught:
             verify(root, data, form, None)
         assert f"ed25519 {a_key(Algorithm.ED25519).public().fingerprint[:16]}" in str(caught.value)
+
+
+def test_the_agents_child_names_all_who_signed() -> None:
+    text = (
+        "apiVersion: security.kubearmor.com/v1\nkind: KubeArmorPolicy\nmetadata: {name: p}\n"
+        "spec: {selector: {matchLabels: {a: b}}, file: {matchPaths: [{path: /x}], action: Block}}\n"
+    )
+    data = a_bundle(text=text)
+    signature = dsse.add_signature(
+        a_key(Algorithm.ED25519), data, dsse.add_signature(a_key(Algorithm.ECDSA_P256), data)
+    )
+    parts = {"trustRoot": root_json(threshold=2), "bundle": data, "signature": signature}
+    request: dict[str, object] = {name: base64.b64encode(part).decode() for name, part in parts.items()}
+    request.update(task="bundle", sealedDigest=None, successors=[], accepted=None)
+    assert parsing.answer(json.dumps(request).encode()).get("signedBy") == "ecdsa-p256, ed25519"
+    request["signature"] = base64.b64encode(dsse.add_signature(a_key(Algorithm.ED25519), data)).decode()
+    answer = parsing.answer(json.dumps(request).encode())
+    assert answer["error"]["kind"] == "TooFewSignatures"  # type: ignore[index] # an object
+
+
+def test_without_the_library_nothing_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, root, root_bytes = a_bundle(), a_root(), root_json()
+    signature = signed(data)
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives", None)
+    for action in (lambda: verify(root, data, signature, None), lambda: TrustRoot.load(root_bytes)):
+        with pytest.raises(VerificationUnavailable, match="cryptography"):
+            action()
 
 
 def test_each_refusal_has_its_own_reason() -> None:
