@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from hauberk.policy.documents import printable
 from hauberk.policy.rules import Action, Section
 from hauberk.policy.selectors import Scope
 
@@ -112,9 +113,7 @@ def _instead(rule: Rule, scope: Scope) -> str:
 
 def _said(rule: Rule) -> str:
     """Say in one line what a rule says; the text of a whole profile only by its beginning."""
-    value = rule.value if rule.value.isprintable() else " ".join(rule.value.split())
-    if len(value) > _SHOWN_CHARACTERS:
-        value = value[: _SHOWN_CHARACTERS - 1] + "…"
+    value = printable(" ".join(rule.value.splitlines()), _SHOWN_CHARACTERS)
     words = [rule.action.value, rule.section.value, rule.kind.value, value]
     if rule.allowed_arguments:
         words.append("allowedArgs")
@@ -122,5 +121,5 @@ def _said(rule: Rule) -> str:
     if rule.terminal is False:
         words.append("pts: false")
     if rule.sources:
-        words.append("fromSource " + ", ".join(rule.sources))
+        words.append("fromSource " + ", ".join(map(printable, rule.sources)))
     return " ".join(words)

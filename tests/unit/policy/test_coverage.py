@@ -102,6 +102,8 @@ def test_a_profile_is_shown_in_one_line_by_its_beginning() -> None:
     assert told.rule.startswith("Allow apparmor profile deny /a rw, deny /a")
     assert len(told.rule) < 120
     assert "\n" not in str(told)
+    hostile = replace(rule, value="a\x1b[2J\nb", sources=("/bin/\x9bx",))
+    assert str(report([hostile], Scope.CONTAINER)[0]).isprintable()
     assert str(report([replace(rule, origin=Origin("p", "f"))], Scope.CONTAINER)[0]).startswith("p f: ")
 
 
