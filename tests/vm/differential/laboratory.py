@@ -64,10 +64,10 @@ class Laboratory:
         self._lower = directory / "lower"
         self._lower.mkdir(mode=0o755)
         os.umask(0o022)
-        universe.repair(os.fsencode(self._lower), program=PROGRAM)
+        self.fill(self._lower)
         # the container's own program: outside of the tree that questions are about, and out of repair's way
         for name in ("dev", "proc", "sys", "keep"):
-            (self._lower / name).mkdir()
+            (self._lower / name).mkdir(exist_ok=True)
         keeper = self._lower / "keep/busybox"
         keeper.write_bytes(Path("/bin/busybox").read_bytes())
         keeper.chmod(0o755)
@@ -91,6 +91,10 @@ class Laboratory:
         self._discard()
         self.engine.close()
         subprocess.run(["/bin/umount", "--lazy", str(self._directory)], check=True)
+
+    def fill(self, lower: Path) -> None:
+        """Make the root file system that containers stand on, but for the container's own program."""
+        universe.repair(os.fsencode(lower), program=PROGRAM)
 
     @property
     def policies(self) -> str:
@@ -136,14 +140,18 @@ class Laboratory:
 
     def register(self, oracle: Oracle) -> None:
         """Put the oracle's policies in force."""
+        self.enforce(oracle.table.blob, oracle.digest)
+
+    def enforce(self, table: bytes, digest: str) -> None:
+        """Put a table in force."""
         self._workloads += 1
         workload = EnforcedWorkload(
             self._workloads,
             f"differential-{self._containers}",
             self._cgroup.stat().st_ino,
             os.fstat(self._mounts).st_ino,
-            oracle.table.blob,
-            oracle.digest,
+            table,
+            digest,
         )
         self.engine.register(workload)
 
