@@ -237,15 +237,27 @@ class Agent:
                 f" ({error}); restore {self.configuration.state_directory}, or reboot: no older bundle is taken instead"
             )
             raise StartError(message) from error
-        first = _read_bounded(self.configuration.bundle, _MAXIMUM_BUNDLE_BYTES)
+        first = self._first_bundle(accepted, records)
         policy_set = self._ask_for_bundle(first, sealed, accepted, chain)
-        _check_digest(policy_set, chain[-1][0] if chain else first)
+        _check_digest(policy_set, chain[-1][0] if chain else first[0])
         activation.check(policy_set, self.configuration.mode)
-        return hashlib.sha256(first).hexdigest(), policy_set
+        return hashlib.sha256(first[0]).hexdigest(), policy_set
+
+    def _first_bundle(self, accepted: SuccessorRecord | None, records: RecordStore) -> tuple[bytes, bytes]:
+        """Give the bundle this boot began with, and its signature.
+
+        Of a chain, the copy that was kept with it: on a host, the configured file may be the next boot's by now.
+        """
+        if accepted is not None:
+            return records.read_first()
+        return (
+            _read_bounded(self.configuration.bundle, _MAXIMUM_BUNDLE_BYTES),
+            _read_bounded(self.configuration.bundle_signature, _MAXIMUM_SIGNATURE_BYTES),
+        )
 
     def _ask_for_bundle(
         self,
-        first: bytes,
+        first: tuple[bytes, bytes],
         sealed: str | None,
         accepted: SuccessorRecord | None,
         chain: Sequence[tuple[bytes, bytes]],
@@ -254,11 +266,10 @@ class Agent:
 
         Raises ChildError, OSError or ValueError.
         """
-        configuration = self.configuration
         request: dict[str, object] = {
-            "trustRoot": _base64(_read_bounded(configuration.trust_root, _MAXIMUM_SMALL_BYTES)),
-            "bundle": _base64(first),
-            "signature": _base64(_read_bounded(configuration.bundle_signature, _MAXIMUM_SIGNATURE_BYTES)),
+            "trustRoot": _base64(_read_bounded(self.configuration.trust_root, _MAXIMUM_SMALL_BYTES)),
+            "bundle": _base64(first[0]),
+            "signature": _base64(first[1]),
             "sealedDigest": sealed,
             "successors": [[_base64(part) for part in link] for link in chain],
             "accepted": [accepted.digest, accepted.version, accepted.number] if accepted else None,
@@ -470,13 +481,15 @@ class Agent:
                 f"{MAXIMUM_CHAIN_BYTES} bytes in all; reboot with the newest bundle"
             )
             raise SubmitError(message)
-        first = _read_bounded(self.configuration.bundle, _MAXIMUM_BUNDLE_BYTES)
+        first = self._first_bundle(accepted, records)
         policy_set = self._ask_for_bundle(first, sealed, accepted, [*chain, (bundle, signature)])
         _check_digest(policy_set, bundle)
         activation.check(policy_set, self.configuration.mode)
         following = {held.workload_id: self._follow(held, policy_set) for held in self.engine.registered()}
         record = SuccessorRecord(policy_set.digest, policy_set.version, number)
         try:
+            if accepted is None:
+                records.write_link(0, *first)
             records.write_link(number, bundle, signature)
             for one in following.values():
                 if one.record is not None:

@@ -225,7 +225,7 @@ class RecordStore:
             path.unlink(missing_ok=True)
 
     def write_link(self, number: int, bundle: bytes, signature: bytes) -> None:
-        """Keep a successor, the ``number``-th of its chain. Raises OSError."""
+        """Keep a successor, the ``number``-th of its chain; number 0 is the bundle it began with. Raises OSError."""
         directory = self._directory / _CHAIN
         directory.mkdir(mode=0o700, exist_ok=True)
         self._replace(directory / f"{number}.sig", signature)
@@ -236,30 +236,39 @@ class RecordStore:
 
         Raises OSError when one is missing or the chain is longer or larger than any that was kept.
         """
-        directory = self._directory / _CHAIN
         found: list[tuple[bytes, bytes]] = []
         size = 0
         if length > MAXIMUM_CHAIN:
             message = f"a chain of {length} successors, expected at most {MAXIMUM_CHAIN}; reboot"
             raise OSError(message)
         for number in range(1, length + 1):
-            link = []
-            for suffix in ("bundle", "sig"):
-                with (directory / f"{number}.{suffix}").open("rb") as file:
-                    link.append(file.read(MAXIMUM_CHAIN_BYTES - size + 1))
-                size += len(link[-1])
-                if size > MAXIMUM_CHAIN_BYTES:
-                    message = f"{directory} holds more than {MAXIMUM_CHAIN_BYTES} bytes, expected less; reboot"
-                    raise OSError(message)
-            found.append((link[0], link[1]))
+            found.append(self._read_link(number, MAXIMUM_CHAIN_BYTES - size))
+            size += sum(map(len, found[-1]))
         self.cut_chain(length)
         return found
 
+    def read_first(self) -> tuple[bytes, bytes]:
+        """Give the bundle that the chain began with, and its signature. Raises OSError."""
+        return self._read_link(0, MAXIMUM_CHAIN_BYTES)
+
+    def _read_link(self, number: int, limit: int) -> tuple[bytes, bytes]:
+        directory = self._directory / _CHAIN
+        link: list[bytes] = []
+        for suffix in ("bundle", "sig"):
+            with (directory / f"{number}.{suffix}").open("rb") as file:
+                link.append(file.read(limit + 1))
+            limit -= len(link[-1])
+            if limit < 0:
+                message = f"{directory} holds more than {MAXIMUM_CHAIN_BYTES} bytes, expected less; reboot"
+                raise OSError(message)
+        return link[0], link[1]
+
     def cut_chain(self, length: int) -> None:
-        """Remove every successor after the first ``length``. Raises OSError."""
+        """Remove every successor after the first ``length``, and with none left all of the chain. Raises OSError."""
         directory = self._directory / _CHAIN
         for path in directory.iterdir() if directory.exists() else ():
-            if path.suffix not in (".bundle", ".sig") or not path.stem.isdigit() or int(path.stem) > length:
+            number = int(path.stem) if path.suffix in (".bundle", ".sig") and path.stem.isdigit() else -1
+            if length == 0 or not 0 <= number <= length:
                 path.unlink(missing_ok=True)
 
     def remove(self, workload_id: int) -> None:

@@ -365,7 +365,7 @@ def test_a_restarted_agent_has_the_newest_bundle(
     assert may(second, "c1", "/secret/key")
 
 
-@pytest.mark.parametrize("lost", ["1.bundle", "1.sig", "2.bundle", "2.sig"])
+@pytest.mark.parametrize("lost", ["0.bundle", "0.sig", "1.bundle", "1.sig", "2.bundle", "2.sig"])
 def test_without_its_chain_no_agent_starts(
     fake: FakeMachine, agents: Start, configure: Configure, owner: Owner, lost: str
 ) -> None:
@@ -379,7 +379,7 @@ def test_without_its_chain_no_agent_starts(
     path = configuration.state_directory / "successors" / lost
     kept = path.read_bytes()
     path.unlink()
-    with pytest.raises(StartError, match="no older bundle"):
+    with pytest.raises(StartError, match="no older bundle" if lost[0] != "0" else "No such file"):
         agents(configuration)
     path.write_bytes(kept[:-1])
     with pytest.raises(StartError):
@@ -387,6 +387,18 @@ def test_without_its_chain_no_agent_starts(
     assert kernel_of(first).workloads == held
     path.write_bytes(kept)
     assert agents(configuration).policy_set.version == 3  # type: ignore[union-attr] # it has started
+
+
+def test_the_next_boots_bundle_may_lie_ready(agents: Start, configure: Configure, owner: Owner) -> None:
+    configuration = configure()
+    first = agents(configuration)
+    owner.submit(first, 2)
+    first.stop()
+    configure(version=3)
+    second = agents(configuration)
+    assert second.policy_set is not None
+    assert second.policy_set.version == 2
+    assert kernel_of(second).digest == kernel_of(first).digest
 
 
 def test_an_older_chain_in_place_of_the_newest_is_refused(agents: Start, configure: Configure, owner: Owner) -> None:
@@ -469,7 +481,7 @@ def test_killed_at_any_step_all_is_old_or_all_is_new(  # noqa: PLR0913, PLR0917 
     left = sorted(path.name for path in configuration.state_directory.iterdir())
     assert [name for name in left if name[0].isdigit()] == ["1.json", "2.json"]
     chain = configuration.state_directory / "successors"
-    assert len(list(chain.iterdir()) if chain.exists() else []) == (2 if new else 0)
+    assert len(list(chain.iterdir()) if chain.exists() else []) == (4 if new else 0)
     assert owner.submit(second, 3, POLICY).refused == ()
     assert not may(second, "c1", "/secret/key")
 
