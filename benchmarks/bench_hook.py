@@ -3,12 +3,13 @@
 
     python3 benchmarks/bench_hook.py [--rounds N] [--agent-socket PATH] [--runtime runc]
 
-Two questions, each asked of all variants in turn, round by round, so that a change of the machine's mood meets all:
+Three questions, each asked of all variants in turn, round by round, so that a change of the machine's mood meets all:
 
 * the hook file alone against ``python3 -ISE -c pass``, the least any Python program can take;
-* runc create + start without a hook, with ``/bin/true`` as createRuntime hook, and with ours. Unless
-  ``--agent-socket`` names a real agent's socket, a server in a process of its own accepts at once: then the
-  figure is the hook's price and nothing of the agent's.
+* runc create + start without a hook, with ``/bin/true`` as createRuntime hook, with ours, and with ours added by the
+  wrapper runtime. Unless ``--agent-socket`` names a real agent's socket, a server in a process of its own accepts at
+  once: then the figure is the hook's price and nothing of the agent's.
+* a command of runc that makes no container, by itself and through the wrapper.
 
 Medians of wall-clock milliseconds. Needs root, runc and busybox (Debian: busybox-static), no package of Python.
 """
@@ -29,6 +30,7 @@ import time
 from pathlib import Path
 
 HOOK = Path(__file__).resolve().parents[1] / "hooks" / "hauberk-hook"
+WRAPPER = "hauberk-runtime-bench"
 PYTHON = "/usr/bin/python3"
 ACCEPTED = b"HBK1" + bytes(8)
 AIM_OVER_FLOOR_MILLISECONDS = 3.0
@@ -113,24 +115,58 @@ def measure_hook(agent: Path, rounds: int) -> dict[str, list[float]]:
     return samples
 
 
+def install_wrapper(directory: Path, runtime: str, hooks: dict[str, object]) -> str:
+    """Put the wrapper and what it reads below a directory, with the paths changed accordingly; return its path."""
+    (directory / "runtimes").mkdir(parents=True)
+    (directory / "runtimes" / "bench").write_text(f"{shutil.which(runtime)}\n")
+    (directory / "runtime-hooks.json").write_text(json.dumps(hooks))
+    for name in ("hauberk-runtime", "hauberk-add-hooks"):
+        text = HOOK.with_name(name).read_text("utf-8")
+        text = text.replace("/usr/libexec/hauberk", str(directory)).replace("/etc/hauberk", str(directory))
+        place = directory / (WRAPPER if name == "hauberk-runtime" else name)
+        place.write_text(text, "utf-8")
+        place.chmod(0o755)
+    return str(directory / WRAPPER)
+
+
+def measure_wrapper(directory: Path, runtime: str, rounds: int) -> dict[str, list[float]]:
+    """Time a command that makes no container, with the wrapper that was installed there."""
+    wrapper = str(directory / WRAPPER)
+    variants = {f"{runtime} --version": [runtime, "--version"], "through the wrapper": [wrapper, "--version"]}
+    samples: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, command in variants.items():
+            samples[name].append(timed(command))
+    return samples
+
+
+def our_hooks(agent: Path) -> dict[str, object]:
+    """Return the hooks of a configuration, with the agent's socket."""
+    return {
+        stage: [{"path": str(HOOK), "args": ["hauberk-hook", "--socket", str(agent), stage], "env": []}]
+        for stage in ("createRuntime", "poststop")
+    }
+
+
 def measure_runtime(directory: Path, busybox: str, runtime: str, agent: Path, rounds: int) -> dict[str, list[float]]:
     """Time create + start of a container; its deletion happens in between, untimed, with the agent's poststop."""
-    ours = {"path": str(HOOK), "args": ["hauberk-hook", "--socket", str(agent)], "env": []}
-    variants: dict[str, dict[str, object]] = {
-        "no hook": {},
-        "/bin/true as createRuntime hook": {"createRuntime": [{"path": "/bin/true", "args": ["true"], "env": []}]},
-        "hauberk-hook": {
-            "createRuntime": [{**ours, "args": ["hauberk-hook", "--socket", str(agent), "createRuntime"]}],
-            "poststop": [{**ours, "args": ["hauberk-hook", "--socket", str(agent), "poststop"]}],
-        },
+    hooks = our_hooks(agent)
+    wrapper = install_wrapper(directory / "wrapper", runtime, hooks)
+    true = {"createRuntime": [{"path": "/bin/true", "args": ["true"], "env": []}]}
+    variants: dict[str, tuple[str, dict[str, object]]] = {
+        "no hook": (runtime, {}),
+        "/bin/true as createRuntime hook": (runtime, {**true}),
+        "hauberk-hook": (runtime, hooks),
+        "hauberk-hook, added by the wrapper": (wrapper, {}),
     }
     bundle = directory / "bundle"
     configuration = make_bundle(bundle, busybox, runtime)
-    command = [runtime, "--root", str(directory / "state")]
+    state = ["--root", str(directory / "state")]
     starts: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds):
-        for name, hooks in variants.items():
-            (bundle / "config.json").write_text(json.dumps({**configuration, "hooks": hooks}))
+        for name, (program, section) in variants.items():
+            (bundle / "config.json").write_text(json.dumps({**configuration, "hooks": section}))
+            command = [program, *state]
             identifier = f"hauberk-bench-{os.getpid()}-{number}"
             try:
                 starts[name].append(
@@ -142,7 +178,7 @@ def measure_runtime(directory: Path, busybox: str, runtime: str, agent: Path, ro
 
 
 def main() -> int:
-    """Run both measurements; return 0, or 3 when root, the runtime or busybox is missing."""
+    """Run the measurements; return 0, or 3 when root, the runtime or busybox is missing."""
     parser = argparse.ArgumentParser(description="What the hook costs a container's start, as ratios of one run.")
     parser.add_argument("--rounds", type=int, default=40, help="samples per variant (default 40)")
     parser.add_argument("--agent-socket", type=Path, help="a running agent's hook socket")
@@ -162,6 +198,8 @@ def main() -> int:
             alone = report("the hook alone", measure_hook(agent, options.rounds))
             title = f"{options.runtime} create + start"
             report(title, measure_runtime(directory, busybox, options.runtime, agent, options.rounds))
+            title = "a command that makes no container"
+            report(title, measure_wrapper(directory / "wrapper", options.runtime, options.rounds))
         finally:
             if server is not None:
                 os.kill(server, signal.SIGKILL)
