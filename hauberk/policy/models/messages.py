@@ -109,6 +109,8 @@ def _unknown_field(document: Document, model: type[BaseModel], path: FieldPath) 
 
 def _advice(model: type[BaseModel], path: FieldPath, name: str) -> str | None:
     """Say what to do about a field that exists elsewhere in the language."""
+    if name == "<<":
+        return "Merging is not done; write the fields out"
     if len(path) > 1:
         return _ADVICE_FOR_UNKNOWN.get(name) if path[0] == "spec" else None
     parent = next((parent for parent in ("spec", "metadata") if name in fields_at(model, (parent,))), None)
@@ -159,4 +161,7 @@ def _model_in(annotation: Any) -> type[BaseModel]:  # noqa: ANN401 - whatever st
 
 def wrong_kind(document: Document, kind: object) -> Problem:
     """Give the problem of a document whose kind is no kind of policy."""
+    if isinstance(kind, str) and kind.endswith("List"):
+        found, expected = f"{shown(kind)}, a list of documents", "a policy"
+        return problem_at(document, ("kind",), found, expected, "Write each of its items as a document of its own")
     return wrong_word(document, ("kind",), kind, KINDS)

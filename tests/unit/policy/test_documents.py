@@ -191,6 +191,13 @@ def test_the_pure_python_parser_gives_the_same(monkeypatch: pytest.MonkeyPatch) 
     assert read_all() == with_c
 
 
+@pytest.mark.parametrize("text", ["\ufeffa: 1\n", "a: 1\r\n", "%YAML 1.2\n---\na: 1\n...\n", '{"a":\t1}'])
+def test_what_editors_and_other_programs_write_is_read(text: str) -> None:
+    found, problems = read_text(text)
+    assert problems == []
+    assert [document.value for document in found] == [{"a": 1}]
+
+
 def test_half_a_character_is_refused_by_either_parser(monkeypatch: pytest.MonkeyPatch) -> None:
     import yaml  # noqa: PLC0415
 
