@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guest_agent import records
 from guest_agent.records import Record, RecordStore
 from guest_agent.workloads.registry import MAXIMUM_WORKLOAD_ID, Identity
 from hauberk.policy.rules import Action, ObjectKind, Operation, Origin, Rule, RuleSet, Section, Verdict
@@ -47,11 +48,14 @@ def record(number: int = 1, rule_set: RuleSet | None = None) -> Record:
         container_id="c1",
         table_digest="digest",
         identity=Identity(5, 6, 7, "/pod/\udcff", 8),
-        names=WorkloadIdentity("name", "namespace", {"b": "2", "a": "1"}, "container", "image"),
+        names=WorkloadIdentity("name", "namespace", {"b": "2", "a": "1"}, "container", "image", "sha256:1"),
         policies=("p",),
         aliases=("/other/\udcfe",),
         unenforced=2,
         rule_set=rule_set or RuleSet((RULE,), Verdict.AUDIT),
+        root_path="/run/root/\udcfd",
+        held=False,
+        forms=(("/bin", ("/bin", "/usr/bin")), ("/\udcfc", ("/elsewhere",))),
     )
 
 
@@ -158,3 +162,55 @@ def test_one_agent_holds_the_directory_until_it_gives_up(tmp_path: Path) -> None
     first.give_up()
     second.claim()
     second.give_up()
+
+
+def test_a_record_names_its_workload_as_policies_see_it() -> None:
+    assert record().names == WorkloadIdentity(
+        "name", "namespace", {"a": "1", "b": "2"}, "container", "image", "sha256:1"
+    )
+
+
+def test_the_next_record_takes_the_present_ones_place(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    store.write(record())
+    following = record(rule_set=RuleSet(()))
+    store.write_next(following)
+    assert (store.read(1), store.read_next(1), store.read_next(2)) == (record(), following, None)
+    store.promote(1)
+    assert (store.read(1), store.read_next(1)) == (following, None)
+    store.write_next(record())
+    store.forget_next()
+    assert names(tmp_path) == {"1.json"}
+
+
+def test_a_chain_is_given_in_order_and_cut(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    assert store.read_chain(0) == []
+    links = [(b"bundle %d" % number, b"signature %d" % number) for number in range(12)]
+    for number, link in enumerate(links):
+        store.write_link(number, *link)
+    assert store.read_first() == links[0]
+    assert store.read_chain(11) == links[1:]
+    directory = tmp_path / "successors"
+    (directory / "junk").write_text("")
+    assert store.read_chain(2) == links[1:3]
+    assert names(directory) == {f"{number}.{suffix}" for number in range(3) for suffix in ("bundle", "sig")}
+    with pytest.raises(FileNotFoundError):
+        store.read_chain(3)
+    store.keep_only(set())
+    assert store.read_chain(2) == links[1:3]
+    assert store.read_chain(0) == []
+    assert names(directory) == set()
+
+
+def test_a_chain_has_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RecordStore(tmp_path)
+    for number in range(3):
+        store.write_link(number, b"x" * 10, b"y" * 10)
+    with pytest.raises(OSError, match="at most 64"):
+        store.read_chain(65)
+    monkeypatch.setattr(records, "MAXIMUM_CHAIN_BYTES", 39)
+    assert len(store.read_chain(1)) == 1
+    store.write_link(2, b"x" * 10, b"y" * 10)
+    with pytest.raises(OSError, match="more than 39 bytes"):
+        store.read_chain(2)
