@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from hauberk.cli import inputs
@@ -12,6 +13,7 @@ from hauberk.policy import collection
 from hauberk.policy.answers import rule_as_json, rule_as_text
 from hauberk.policy.difference import Side, compare
 from hauberk.policy.objects import PATH_OPERATIONS
+from hauberk.policy.rules import Operation
 
 if TYPE_CHECKING:
     import argparse
@@ -26,6 +28,8 @@ _EFFECTS = {
     "audited": "becomes audited",
     "unaudited": "is no longer audited",
 }
+_BY_NOBODY = frozenset((Operation.ATTACH, Operation.RECEIVE, Operation.SEND, Operation.PRESET))
+"""Operations whose rules are limited to no executable."""
 _SHOWN = 5
 
 
@@ -64,7 +68,10 @@ def _order(change: Change) -> tuple[object, ...]:
 
 def _print(changes: list[Change], targets: list[Inputs]) -> None:
     for change in changes:
-        inputs.write("\n".join(_lines(change)))
+        if all(change.covered):
+            inputs.write("\n".join(_lines(change)))
+    for line in _covering(changes):
+        inputs.write(line)
     if targets:
         inputs.write(
             f"other target: {json.dumps(targets[0].target)} before, {json.dumps(targets[1].target)} after; containers "
@@ -75,10 +82,35 @@ def _print(changes: list[Change], targets: list[Inputs]) -> None:
     inputs.write(", ".join(told) or ("the policies mean the same" if not targets else "the rules mean the same"))
 
 
+def _covering(changes: list[Change]) -> list[str]:
+    """Say in one line for each workload that policies cover on one side only, or on none, what becomes of it."""
+    found: dict[tuple[str, tuple[bool, bool]], Counter[str]] = {}
+    said = {True: "its policies decide", False: "the default decides"}
+    for change in changes:
+        if not all(change.covered):
+            for workload in change.workloads or (None,):
+                who = _workload(workload) if workload else "workloads that no policy covers"
+                found.setdefault((who, change.covered), Counter())[change.effect] += 1
+    lines = []
+    for (who, (before, after)), effects in found.items():
+        counted = ", ".join(f"{number} kinds of questions {_ARE[effect]}" for effect, number in effects.items())
+        lines.append(f"covered otherwise: {who}: before, {said[before]}; after, {said[after]}: {counted}")
+    return lines
+
+
+_ARE = {
+    "refused": "are refused",
+    "allowed": "are allowed",
+    "audited": "are audited",
+    "unaudited": "are audited no more",
+}
+
+
 def _lines(change: Change) -> list[str]:
     question = change.question
     words = [f"{_EFFECTS[change.effect]}: {question.operation.value} {question.object}"]
-    words.append(f"by {question.source}" if question.source else "by a program that no rule names")
+    if question.operation not in _BY_NOBODY:
+        words.append(f"by {question.source}" if question.source else "by a program that no rule names")
     if question.operation in PATH_OPERATIONS and any(rule.owner_only for rule in change.naming):
         words.append("as its owner" if question.owner else "as another than its owner")
     if question.arguments is not None:
@@ -100,8 +132,6 @@ def _outcome(outcome: Outcome) -> str:
 
 
 def _workloads(change: Change) -> str:
-    if not change.workloads:
-        return "workloads that no policy covers"
     shown = "; ".join(_workload(workload) for workload in change.workloads[:_SHOWN])
     more = len(change.workloads) - _SHOWN
     return f"{shown}; and {more} more" if more > 0 else shown
