@@ -62,6 +62,7 @@ MUTATIONS = [
     (CONTAINER, "protocol: tcp", "protocol: tpc", "spec.network.matchProtocols[0].protocol", ["Did you mean 'tcp'?"]),
     (CONTAINER, "protocol: tcp", "protocol: Tcp", "spec.network.matchProtocols[0].protocol", ["Did you mean 'tcp'?"]),
     (CONTAINER, "protocol: tcp", "protocol: tcp,", "spec.network.matchProtocols[0].protocol", ['found ""']),
+    (CONTAINER, "UDP, icmp", "tcp," * 256 + "udp", "spec.network.matchProtocols[1].protocol", ["at most 256"]),
     (CONTAINER, "UDP, icmp", "UDP, ICPM", "spec.network.matchProtocols[1].protocol", ['found "ICPM"', "'icmp'?"]),
     (CONTAINER, "domain: example.com", "domain: '*.example.com'", "spec.network.matchDNSQueries[0].domain",
      ["wildcards"]),
