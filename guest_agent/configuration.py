@@ -24,8 +24,13 @@ _MANAGERS: Final = (
     "/usr/bin/kata-agent", "/usr/local/bin/kata-agent", "/usr/bin/containerd-shim-runc-v2", "/usr/bin/conmon",
     "/usr/bin/podman",  # conmon starts it to clean up after a container, poststop hooks included
 )  # fmt: skip
-_HELPERS: Final = ("/usr/libexec/hauberk/hauberk-hook", "/usr/share/oci/hooks/prestart/hauberk-hook",
-                   "/usr/share/oci/hooks/poststop/hauberk-hook")  # fmt: skip
+_HELPERS: Final = (
+    "/usr/libexec/hauberk/hauberk-hook", "/usr/share/oci/hooks/prestart/hauberk-hook",
+    "/usr/share/oci/hooks/poststop/hauberk-hook",
+    # the wrapper runtime: scripts between a manager and the runtime it wraps
+    "/usr/libexec/hauberk/hauberk-add-hooks", "/usr/libexec/hauberk/hauberk-runtime-runc",
+    "/usr/libexec/hauberk/hauberk-runtime-crun", "/usr/libexec/hauberk/hauberk-runtime-docker",
+)  # fmt: skip
 _KERNEL_HELPERS: Final = ("/sbin/modprobe",)
 _MOUNT_POINTS: Final = ("/etc/resolv.conf",)  # kata-agent binds the pod's resolver file there
 _SERVICE_CGROUPS: Final = ("/init.scope", "/system.slice", "/user.slice")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 PROGRAMS: Final = "/usr/libexec/hauberk"
 SETTINGS: Final = "/etc/hauberk"
 HOOKS: Final = f"{SETTINGS}/runtime-hooks.json"
+LISTED: Final = frozenset({"runc", "crun", "docker"})
+"""Names whose wrappers the agent's configuration lists by itself."""
 _PLACES: Final = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
 

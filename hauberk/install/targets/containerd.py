@@ -55,6 +55,9 @@ class Containerd:
                 files, addition = _specified(tree, name, table, options)
             wanted.extend(entry for entry in files if entry not in wanted)
             additions[name] = addition
+        unlisted = [wrapper.path(name) for name in handlers if options.wrapper and name not in wrapper.LISTED]
+        if unlisted:
+            notes.append(f"In agent.yaml of a sealed machine, list {' and '.join(unlisted)} under helpers.")
         directory = configuration.directory or configurations.DROP_INS
         path = f"{directory}/{configurations.DROP_IN_NAME}"
         wanted.append(File(path, configurations.drop_in(configuration, additions)))
