@@ -140,9 +140,9 @@ def observed(theatre: Theatre) -> dict[str, Observed]:
     return found
 
 
-@pytest.mark.parametrize("command", [command for _, command in CASES], ids=str)
-def test_nothing_but_a_policy_refuses(observed: dict[str, Observed], command: Command) -> None:
-    assert observed[command.name].free == THROUGH
+def test_nothing_but_a_policy_refuses(observed: dict[str, Observed]) -> None:
+    assert len(observed) == len(CASES)
+    assert {name: one.free for name, one in observed.items() if one.free != THROUGH} == {}
 
 
 @pytest.mark.parametrize(("scenario", "command"), CASES, ids=[str(command) for _, command in CASES])
