@@ -82,8 +82,10 @@ def assemble(  # noqa: PLR0913, PLR0917 - as above
         problems.append(f"{found}, expected at most {MAXIMUM_POLICIES}: split the bundle")
     if problems:
         raise PolicyFilesError(*problems)
+    rest = len(findings.doubts) - MAXIMUM_PROBLEMS
     warnings = (
-        *findings.doubts,
+        *findings.doubts[:MAXIMUM_PROBLEMS],
+        *([f"… and {rest} more about policies: `hauberk policy check` shows all"] if rest > 0 else ()),
         *contents.warnings(findings.policies, Default(default)),
         *contents.terms_warnings(terms, datetime.now(UTC)),
     )

@@ -121,6 +121,11 @@ def test_doubts_about_a_policy_are_told_and_refuse_nothing(tmp_path: Path) -> No
     (warning,) = builder.assemble(tmp_path, "vault", 1).warnings
     assert "a.yaml:" in warning
     assert "/srv/secrets" in warning
+    rules = "".join(f"      - dir: /srv/{number}\n" for number in range(builder.MAXIMUM_PROBLEMS + 5))
+    (tmp_path / "a.yaml").write_text(text + "  process:\n    matchDirectories:\n" + rules)
+    *told, last = builder.assemble(tmp_path, "vault", 1).warnings
+    assert len(told) == builder.MAXIMUM_PROBLEMS
+    assert last.startswith("… and 5 more")
 
 
 def test_the_commands_from_keys_to_a_verified_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
