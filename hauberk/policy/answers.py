@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hauberk.policy.objects import PATH_OPERATIONS
-from hauberk.policy.rules import DeviceMatch, PeerMatch, Rule, Section, SyscallMatch
+from hauberk.policy.rules import DeviceMatch, Operation, PeerMatch, Rule, Section, SyscallMatch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from hauberk.policy.explain import Answer, Question
 
 _SHOWN_CHARACTERS = 80
+_WITHOUT_PROGRAM = frozenset({Operation.PRESET, Operation.ATTACH, Operation.RECEIVE, Operation.SEND})
+"""Operations whose rules name no programs."""
 
 
 def rule_as_json(rule: Rule) -> dict[str, Any]:
@@ -81,7 +83,7 @@ def rule_as_text(rule: Rule) -> str:
     value = " ".join(rule.value.split()) if rule.section is Section.APPARMOR else rule.value
     if rule.section is Section.APPARMOR and len(value) > _SHOWN_CHARACTERS:
         value = value[: _SHOWN_CHARACTERS - 1] + "…"
-    words = [rule.action.value, rule.section.value, rule.kind.value, value]
+    words = [*dict.fromkeys((rule.action.value, rule.section.value, rule.kind.value)), value]
     words += ["recursive"] * rule.recursive + ["readOnly"] * rule.read_only + ["ownerOnly"] * rule.owner_only
     if rule.allowed_arguments:
         words.append("allowedArgs " + ", ".join(rule.allowed_arguments))
@@ -137,8 +139,9 @@ def as_text(answer: Answer) -> str:
     asked, seen, decision = answer.asked, answer.seen, answer.decision
     asked_object = seen.object if seen.object == asked.object else f"{asked.object} (the kernel sees {seen.object})"
     source = seen.source if seen.source == asked.source else f"{asked.source} (the kernel sees {seen.source})"
-    words = [f"{asked.operation.value} {asked_object}", f"by {source}" if source else "by a program that no rule names"]
-    first = " ".join(words)
+    first = f"{asked.operation.value} {asked_object}"
+    if source or asked.operation not in _WITHOUT_PROGRAM:
+        first += f" by {source}" if source else " by a program that no rule names"
     if asked.operation in PATH_OPERATIONS:
         first += ", its owner" if seen.owner else ", not its owner"
     lines = [f"{decision.verdict.name.lower()}: {first}"]

@@ -233,6 +233,21 @@ def test_rules_are_told_with_everything_they_say() -> None:
     assert all("\n" not in text for text in texts)
 
 
+@pytest.mark.parametrize(
+    ("question", "first"),
+    [
+        ({"operation": "attach", "object": "HID"}, "audit: attach HID"),
+        ({"operation": "send", "object": "192.0.2.7 udp/53"}, "allow: send 192.0.2.7 udp/53"),
+        ({"operation": "preset", "object": "exec"}, "allow: preset exec"),
+        ({"operation": "socket", "object": "udp"}, "audit: socket udp by a program that no rule names"),
+        ({"operation": "attach", "object": "HID", "source": "/x"}, "audit: attach HID by /x"),
+        ({"operation": "read", "path": "/x"}, "allow: read /x by a program that no rule names, its owner"),
+    ],
+)
+def test_programs_and_owners_are_named_where_rules_can(question: dict[str, Any], first: str) -> None:
+    assert explain.as_text(ask(question)).splitlines()[0] == first
+
+
 def test_a_long_profile_is_shown_by_its_beginning() -> None:
     long = rule_set(CONTAINER.replace("deny /etc/ssl/** w,", "deny /etc/ssl/** w, " * 20))
     (text,) = (explain.rule_as_text(rule) for rule in long.rules if rule.section is Section.APPARMOR)
