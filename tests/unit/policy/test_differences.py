@@ -18,7 +18,7 @@ from hauberk.policy import globs, models, normalise
 from hauberk.policy.explain import Explainer, Question
 from hauberk.policy.rules import Action, ObjectKind, Operation, Origin, Rule, RuleSet, Section, Verdict
 from hauberk.policy.selectors import Selector, WorkloadIdentity
-from tests.unit.policy.documents_of_each_kind import NETWORK
+from tests.unit.policy.documents_of_each_kind import HOST, NETWORK, QUOTA
 
 TESTS = Path(__file__).parents[2]
 GUIDE = TESTS.parent / "docs" / "kubearmor-differences.md"
@@ -71,6 +71,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "`pts: false` with Allow": (f"{PRECEDENCE}::test_pts_false_is_for_those_without_a_terminal",),
     "`pts: true`": (f"{NORMALISE}::test_conditions_of_rules_about_programs",),
+    "mounts, `chroot`, user namespaces made inside a container": (f"{ATTACKS}::test_attack_is_refused",),
     "sections with a posture of their own": (f"{PRECEDENCE}::test_postures_of_sections",),
     # what a path matches
     "`matchPatterns`": ("unit/policy/test_globs::test_what_a_pattern_matches", DIFFERENTIAL),
@@ -133,6 +134,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     # devices
     "which device rule decides": (f"{PRECEDENCE}::test_precedence_of_devices",),
     "`class: ALL`": (f"{PRECEDENCE}::test_precedence_of_devices",),
+    "letters of a class": (f"{NORMALISE}::test_a_host_policy_has_devices",),
+    "devices that no rule names": (f"{PRECEDENCE}::test_precedence_of_devices",),
     "a class against a level": (f"{PRECEDENCE}::test_precedence_of_devices",),
     # packets
     "a rule with addresses of one family": (f"{PRECEDENCE}::test_precedence_of_packets",),
@@ -173,6 +176,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "service names": (f"{NORMALISE}::test_a_network_policy_has_packets_in_two_directions",),
     "`limit` without `duration`, or less than a second": (f"{KINDS}::test_a_mistake_is_told_at_its_line",),
+    "entries for containers without `limit`": (f"{HERE}::test_what_would_be_about_all_traffic_is_refused",),
+    "`port` that is empty": (f"{HERE}::test_what_would_be_about_all_traffic_is_refused",),
     "`severity` at entries of network policies": (f"{KINDS}::test_a_mistake_is_told_at_its_line",),
     "policy or section without rules": (f"{MODELS}::test_a_policy_that_does_nothing_is_refused",),
     "paths with `..`, `.`, `//`; `/proc/self`": (f"{MODELS}::test_a_mistake_is_told_at_its_place",),
@@ -201,6 +206,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         f"{SELECTORS}::test_a_workload_of_which_nothing_is_known_matches_only_what_asks_for_nothing",
     ),
     "containers in the host's pid namespace": (f"{SELECTORS}::test_no_policy_covers_a_host_and_a_container",),
+    "Allow rules for hosts without `fromSource`": (f"{HERE}::test_a_host_has_allow_lists_too",),
     "`hostnamereg`": (f"{SELECTORS}::test_host_policies_select_hosts_by_name",),
     "`kubernetes.io/hostname`": (f"{SELECTORS}::test_a_host_s_label_is_its_name_where_it_has_one",),
     "default posture": (f"{HERE}::test_an_allow_list_refuses_the_rest_unless_somebody_says_otherwise",),
@@ -231,8 +237,9 @@ def functions(module: str) -> frozenset[str]:
 
 def test_every_row_of_the_guide_is_held_by_tests() -> None:
     found = rows()
-    assert sorted(found) == sorted(ROWS), "rows of the guide and of this module, each once"
-    assert len(set(found)) == len(found)
+    assert not set(found) - ROWS.keys(), "rows of the guide for which ROWS names no tests"
+    assert not ROWS.keys() - set(found), "rows that are gone from the guide"
+    assert len(set(found)) == len(found), "two rows of one subject"
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -305,6 +312,32 @@ def test_text_for_another_program_is_refused(old: str, new: str) -> None:
     assert old in NETWORK
     with pytest.raises(PolicyError):
         models.load([("p.yaml", NETWORK.replace(old, new, 1).encode())])
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new", "field"),
+    [
+        (QUOTA, '    - limit: "5"\n      duration: 24h', "    - severity: 2", "spec.ingress[0]"),
+        (NETWORK, '"443"', '""', "spec.ingress[0].ports[0].port"),
+    ],
+)
+def test_what_would_be_about_all_traffic_is_refused(text: str, old: str, new: str, field: str) -> None:
+    assert old in text
+    with pytest.raises(PolicyError) as caught:
+        models.load([("p.yaml", text.replace(old, new).encode())])
+    assert {problem.field for problem in caught.value.problems} == {field}
+
+
+def test_a_host_has_allow_lists_too() -> None:
+    without = HOST.replace("        fromSource: [{path: /usr/bin/ping}]\n", "        action: Allow\n")
+    policies = models.load([("p.yaml", without.encode())])
+    found = normalise.rule_set(policies, WorkloadIdentity(host=True, host_name="node-1", labels=LINUX))
+    assert found is not None
+    answers = [Explainer(found).ask(Question(Operation.SOCKET, socket)).decision for socket in ("raw", "tcp")]
+    assert [decision.verdict for decision in answers] == [Verdict.ALLOW, Verdict.DENY]
+
+
+LINUX = {"kubernetes.io/os": "linux"}
 
 
 def test_an_allow_list_refuses_the_rest_unless_somebody_says_otherwise() -> None:
