@@ -33,7 +33,7 @@ PROTO_SOURCES := $(shell find proto -name '*.proto' 2>/dev/null)
 
 include $(wildcard tests/vm/containers/build.mk)
 
-.PHONY: help setup system environment build vm demo test test-long test-unit test-host test-vm lint bench-hook bench-lsm fuzz clean
+.PHONY: help setup system environment build vm demo test test-long test-unit test-host test-vm lint bench-hook bench-lsm bench-policy fuzz clean
 .DEFAULT_GOAL := help
 
 help:
@@ -42,7 +42,7 @@ help:
 	echo 'test       setup, then lint and the unit, host and vm lanes'
 	echo 'test-long  test, then large volumes and repetitions'
 	echo 'fuzz       every reader of hostile bytes for SECONDS_EACH=60, or TARGETS="policies …"'
-	echo 'lint | test-unit | test-host | test-vm | bench-hook | bench-lsm | clean'
+	echo 'lint | test-unit | test-host | test-vm | bench-hook | bench-lsm | bench-policy | clean'
 
 setup: system environment build vm
 
@@ -122,6 +122,9 @@ bench-hook: setup
 
 bench-lsm: setup
 	@$(PYTHON) -m benchmarks.bench_lsm
+
+bench-policy: environment build
+	@$(PYTHON) -m benchmarks.bench_policy
 
 clean:
 	@rm -rf .cache $(VENV) build dist
