@@ -71,7 +71,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "`pts: false` with Allow": (f"{PRECEDENCE}::test_pts_false_is_for_those_without_a_terminal",),
     "`pts: true`": (f"{NORMALISE}::test_conditions_of_rules_about_programs",),
-    "mounts, `chroot`, user namespaces made inside a container": (f"{ATTACKS}::test_attack_is_refused",),
+    "mounts, `chroot`, user namespaces made inside a container": (f"{ATTACKS}::test_attacks_are_refused",),
     "sections with a posture of their own": (f"{PRECEDENCE}::test_postures_of_sections",),
     # what a path matches
     "`matchPatterns`": ("unit/policy/test_globs::test_what_a_pattern_matches", DIFFERENTIAL),
