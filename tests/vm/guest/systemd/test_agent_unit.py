@@ -82,7 +82,7 @@ def requirements(name: str, extras: frozenset[str] = frozenset()) -> set[str]:
 
 
 def install() -> None:
-    """Install Hauberk below /opt as deploy/README.md says: the interpreter and all it loads belong to the root."""
+    """Install Hauberk below /opt as docs/install.md says: the interpreter and all it loads belong to the root."""
     subprocess.run(["/usr/bin/python3", "-m", "venv", "--without-pip", str(PREFIX)], check=True)
     packages = PREFIX / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     for name in requirements("hauberk", frozenset({"agent"})) - {"hauberk"}:
