@@ -102,6 +102,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "`packet`": (f"{PRECEDENCE}::test_precedence_of_sockets",),
     "names and sockets": (f"{PRECEDENCE}::test_names_and_sockets_are_lists_of_their_own",),
     "`domain`": (f"{PRECEDENCE}::test_precedence_of_names",),
+    "wildcards in `domain`": (f"{KINDS}::test_a_mistake_is_told_at_its_line",),
     "upper and lower case in names": (f"{PRECEDENCE}::test_precedence_of_names",),
     "names that resolvers expand": (
         f"{PRECEDENCE}::test_precedence_of_names",
