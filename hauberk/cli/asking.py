@@ -64,7 +64,7 @@ def explain(arguments: argparse.Namespace) -> int:
         inputs.write(json.dumps(said) if arguments.json else f"{verdict}: {subject.uncovered}")
         return 1 if subject.default is Verdict.DENY else 0
     with ExitStack() as stack:
-        explainer = _explainer(subject.rule_set, subject.mode, arguments.rootfs, stack)
+        explainer = _explainer(subject, subject.rule_set, arguments.rootfs, stack)
         if question is None:
             return _batch(explainer, arguments.questions, stack)
         answer = explainer.ask(question)
@@ -221,13 +221,14 @@ def _check_batch(arguments: argparse.Namespace) -> None:
         raise UsageError(message)
 
 
-def _explainer(rule_set: RuleSet, mode: Mode, rootfs: str | None, stack: ExitStack) -> Explainer:
+def _explainer(subject: Subject, rule_set: RuleSet, rootfs: str | None, stack: ExitStack) -> Explainer:
     if rootfs is None:
-        return Explainer(rule_set, mode=mode)
+        return Explainer(rule_set, mode=subject.mode, scope=subject.scope)
     from hauberk.policy.resolution import RootResolver, expand  # noqa: PLC0415 - only where a root is named
 
     resolver = stack.enter_context(RootResolver(rootfs))
-    return Explainer(expand(rule_set, resolver.resolve), resolver.resolve, resolver.owner_of, mode)
+    expanded = expand(rule_set, resolver.resolve)
+    return Explainer(expanded, resolver.resolve, resolver.owner_of, subject.mode, subject.scope)
 
 
 def _batch(explainer: Explainer, name: str, stack: ExitStack) -> int:

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 from hauberk.policy import objects
 from hauberk.policy.annotations import Mode
 from hauberk.policy.answers import as_json, as_text, rule_as_json, rule_as_text, verdict_as_json
+from hauberk.policy.coverage import unenforced
 from hauberk.policy.index import RuleIndex
 from hauberk.policy.objects import PATH_OPERATIONS, QuestionError
 from hauberk.policy.rules import (
     SECTION_OF,
+    Action,
     Circumstances,
     Decision,
     Operation,
@@ -28,9 +30,10 @@ from hauberk.policy.rules import (
     Verdict,
     decide,
 )
+from hauberk.policy.selectors import Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from hauberk.policy.objects import Object
 
@@ -112,16 +115,18 @@ class Explainer:
         resolve: Callable[[str], tuple[str, ...]] | None = None,
         owner_of: Callable[[str], int | None] | None = None,
         mode: Mode = Mode.ENABLED,
+        scope: Scope = Scope.CONTAINER,
     ) -> None:
         """Take a rule set (expanded, if ``resolve`` is given) and how to resolve the paths of questions.
 
         ``owner_of`` gives the uid of the owner of a resolved path, None where there is nothing yet. ``mode`` is what
-        annotations make of decisions.
+        annotations make of decisions, ``scope`` what the rules are for, which decides what an engine enforces of them.
         """
         self.rule_set = rule_set
         self._resolve = resolve
         self._owner_of = owner_of
         self._mode = mode
+        self._scope = scope
         self._index = RuleIndex(rule_set.rules)
 
     def ask(self, question: Question) -> Answer:
@@ -139,7 +144,20 @@ class Explainer:
                 owner=seen.owner,
                 known=_circumstances(seen, asked),
             )
-        return Answer(question, seen, self._mode.apply(decision), tuple(_notes(seen, decision)))
+        notes = (*_notes(seen, decision), *self._unenforced(seen, decision))
+        return Answer(question, seen, self._mode.apply(decision), notes)
+
+    def _unenforced(self, seen: Question, decision: Decision) -> Iterator[str]:
+        """Say so where the answer rests on a rule, or on an allow-list, that no engine enforces as it is written."""
+        section = SECTION_OF[seen.operation]
+        rule = decision.rule
+        if rule is None and self.rule_set.is_allow_list(section):
+            written = (one for one in self.rule_set.rules if one.section is section and not one.implied)
+            one = next(one for one in written if one.action is Action.ALLOW)
+            rule = replace(one, allowed_arguments=(), terminal=None)  # its conditions do not matter to the list
+        reason = None if rule is None else unenforced(rule, self._scope)
+        if reason is not None:
+            yield f"{reason}: the answer is what the policy says"
 
     def _seen(self, question: Question) -> Question:
         """Give the question with its paths resolved and its owner established."""

@@ -13,7 +13,8 @@ from hauberk.policy import explain, models, normalise
 from hauberk.policy.annotations import Mode
 from hauberk.policy.explain import Explainer, Question, QuestionError
 from hauberk.policy.resolution import RootResolver, expand
-from hauberk.policy.rules import Operation, RuleSet, Section, Verdict
+from hauberk.policy.rules import Action, ObjectKind, Operation, Origin, Rule, RuleSet, Section, Verdict
+from hauberk.policy.selectors import Scope
 from tests.unit.policy.documents_of_each_kind import CONTAINER, HOST, NETWORK, QUOTA
 
 if TYPE_CHECKING:
@@ -106,7 +107,34 @@ def test_what_was_left_unsaid_and_mattered_is_noted(question: dict[str, Any], no
     ],
 )
 def test_nothing_is_noted_that_does_not_matter(question: dict[str, Any]) -> None:
-    assert ask(question).notes == ()
+    assert [note for note in ask(question).notes if not note.startswith("no engine")] == []
+
+
+@pytest.mark.parametrize(
+    ("question", "note"),
+    [
+        ({"operation": "execute", "path": "/bin/sh", "source": "/usr/bin/nginx", "arguments": ["-c"]}, "allowedArgs"),
+        ({"operation": "capability", "object": "bpf"}, "the section capabilities"),
+        ({"operation": "read", "path": "/never/named"}, None),
+        ({"operation": "execute", "path": "/never/named"}, None),
+    ],
+)
+def test_an_answer_that_rests_on_what_no_engine_enforces_says_so(question: dict[str, Any], note: str | None) -> None:
+    found = [one for one in ask(question).notes if one.startswith("no engine")]
+    assert len(found) == (note is not None)
+    assert all(note in one and one.endswith("the answer is what the policy says") for one in found if note)
+
+
+def test_so_does_one_that_rests_on_an_allow_list_and_one_about_a_host() -> None:
+    origin = Origin("p", "f")
+    allow = Rule(Section.NETWORK, ObjectKind.PROTOCOL, "tcp", Action.ALLOW, origin)
+    refused = Explainer(RuleSet((allow,))).ask(Question(Operation.SOCKET, "udp"))
+    assert (refused.decision.rule, refused.decision.verdict) == (None, Verdict.DENY)
+    assert refused.notes[0].startswith("no engine enforces the section network yet")
+    block = Rule(Section.FILE, ObjectKind.PATH, "/x", Action.BLOCK, origin)
+    on_host = Explainer(RuleSet((block,)), scope=Scope.HOST).ask(Question(Operation.READ, "/x"))
+    assert on_host.notes[0].startswith("no engine enforces policies for the host yet")
+    assert Explainer(RuleSet((block,))).ask(Question(Operation.READ, "/x")).notes == ()
 
 
 def test_who_owns_what_is_a_matter_of_numbers() -> None:
