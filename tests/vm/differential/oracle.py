@@ -26,6 +26,7 @@ from hauberk import cli
 from hauberk.policy import models, normalise
 from hauberk.policy.globs import to_bytes, to_text
 from hauberk.policy.index import RuleIndex
+from hauberk.policy.objects import PATH_OPERATIONS
 from hauberk.policy.resolution import RootResolver, expand
 from hauberk.policy.rules import Operation, RuleSet, Verdict, decide
 from tests.vm.differential.universe import ENTRIES, SOURCES
@@ -226,9 +227,7 @@ class Oracle:
         details = ("create", "open", "chmod", *(() if owner else ("chown",)))
         return (removal, *(Step(_WRITE, path, owner=True, detail=detail, refusal=refusal) for detail in details))
 
-    def _naming(
-        self, operation: str, path: bytes, other: bytes, user: int, baseline: str
-    ) -> tuple[Step | Naming, ...]:
+    def _naming(self, operation: str, path: bytes, other: bytes, user: int, baseline: str) -> tuple[Step | Naming, ...]:
         old, new = self.place(path, follow=False), self.place(other, follow=False)
         entry = ENTRIES[old]
         owner = self._owns(old, user)
@@ -342,7 +341,7 @@ class Oracle:
             self.decide(old, operation, source, owner=owner) is Verdict.DENY
             and self.decide(new, operation, source, owner=owner) is not Verdict.DENY
             for source in (None, *self.table.sources)
-            for operation in Operation
+            for operation in PATH_OPERATIONS
             for owner in (False, True)
         )
 
@@ -371,7 +370,7 @@ class Oracle:
         """Give what is not allowed under a name, and to whom."""
         refused: dict[str, list[str]] = {}
         for one in dict.fromkeys((source, None, *self.table.sources)):
-            for operation in Operation:
+            for operation in sorted(PATH_OPERATIONS):
                 for owner in (False, True):
                     verdict = self.decide(place, operation, one, owner=owner)
                     if verdict is not Verdict.ALLOW:
