@@ -174,11 +174,16 @@ def check_label(key: object, value: object, where: str) -> tuple[str, str]:
     return str(key), str(value)
 
 
+def _fields(found: object) -> str:
+    if not isinstance(found, dict):
+        return type(found).__name__
+    return quote(", ".join(sorted(found))) if found else "nothing"
+
+
 def _target(found: object) -> Target:
     where = "bundle.target"
     if not isinstance(found, dict) or len(found) != 1 or not {"imageDigests", "labels"} >= set(found):
-        fields = ", ".join(sorted(map(str, found))) if isinstance(found, dict) else type(found).__name__
-        raise refusal(where, fields or "nothing", "an object with either imageDigests or labels", "choose one of them")
+        raise refusal(where, _fields(found), "an object with either imageDigests or labels", "choose one of them")
     if "labels" in found:
         labels = found["labels"]
         if not isinstance(labels, dict) or not 1 <= len(labels) <= MAXIMUM_TARGETS:
@@ -206,8 +211,7 @@ def _successor(found: object) -> SuccessorRule:
             )
         return SuccessorRule()
     if not isinstance(found, dict) or set(found) != {"keys", "threshold"}:
-        fields = ", ".join(sorted(map(str, found))) if isinstance(found, dict) else type(found).__name__
-        raise refusal(where, fields or "nothing", "either signedBy, or keys and threshold", "choose one of them")
+        raise refusal(where, _fields(found), "either signedBy, or keys and threshold", "choose one of them")
     return check_rule(found["keys"], found["threshold"], where)
 
 

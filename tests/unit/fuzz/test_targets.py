@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hauberk.bundle import PolicyFile, SignatureError, create, dsse, signatures
+from hauberk.bundle import PolicyFile, SignatureError, canonical, create, dsse, signatures
 from hauberk.errors import HauberkError
 from tests.fuzz import targets
 from tests.fuzz.properties import FindingError, check_text, ensure, possible_signatures, refuses_or
@@ -119,3 +119,11 @@ def test_the_corpus_stays_worth_something() -> None:
 )
 def test_found_by_fuzzing_a_long_object_was_repeated_whole(operation: str) -> None:
     targets.questions(json.dumps({"operation": operation, "object": "1" + "-" * 1000}).encode())
+
+
+@pytest.mark.parametrize("field", ["successor", "target"])
+def test_found_by_fuzzing_names_of_fields_repainted_the_terminal(field: str) -> None:
+    for value in ({"thresh\x7fld": 1, "keys": []}, {"\x1b[2J": 1}, {"x" * 5000: 1}, {}):
+        content = canonical.encode({**json.loads(targets.world().data), field: value})
+        targets.bundles(content)
+        targets.signed_anything(content)
