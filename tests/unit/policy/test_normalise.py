@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
 
 from guest_agent.workloads.interchange import rule_from_json, rule_to_json
 from hauberk.policy import models, normalise
+from hauberk.policy.documents import field_name
 from hauberk.policy.rules import Action, DeviceMatch, ObjectKind, PeerMatch, Section, SyscallMatch, Verdict
-from hauberk.policy.selectors import Scope, Selector, WorkloadIdentity
+from hauberk.policy.selectors import Scope, Selector, WorkloadIdentity, name_list
 from tests.unit.policy.documents_of_each_kind import CLUSTER, CONTAINER, HOST, NETWORK, QUOTA
 from tests.unit.policy.test_models import VALID
+from tests.unit.policy.test_models_mutations import DOCUMENTS
+from tests.unit.policy.yaml_with_lines import Written
 
 if TYPE_CHECKING:
     from hauberk.policy.models import Policy
@@ -290,3 +295,52 @@ def test_rules_of_all_sections_are_joined_under_their_postures() -> None:
     assert found.posture_of(Section.PROCESS) is Verdict.AUDIT
     assert found.privileged_sources() >= {"/usr/bin/curl"}  # it alone may open sockets: its identity is worth stealing
     assert any(rule.implied and rule.value == "/usr/bin/curl" for rule in found.rules)
+
+
+def places_of_rules(spec: dict[str, Any]) -> set[str]:
+    """Give the fields at which a document has rules, by its own structure alone."""
+    lists = [(name, items) for name in ("presets", "ingress", "egress") for items in [spec.get(name)] if items]
+    sections = ("process", "file", "network", "capabilities", "syscalls", "device")
+    for section in sections:
+        lists += [
+            (f"{section}.{name}", items)
+            for name, items in (spec.get(section) or {}).items()
+            if name.startswith("match")
+        ]
+    found = {f"spec.{name}[{index}]" for name, items in lists for index in range(len(items))}
+    return found | ({"spec.apparmor"} if "apparmor" in spec else set())
+
+
+@given(DOCUMENTS)
+def test_no_rule_is_left_out_or_changed_on_its_way(document: dict[str, Any]) -> None:
+    written = Written(document)
+    (policy,) = load(written.text)
+    rules = normalise.rules(policy)
+    assert {rule.origin.field for rule in rules} == places_of_rules(document["spec"])
+    lines = {field_name(path): line for path, line in written.lines.items()}
+    for rule in rules:
+        assert rule_from_json(json.loads(json.dumps(rule_to_json(rule)))) == rule
+        assert rule.origin.line in [line for field, line in lines.items() if field.startswith(rule.origin.field)]
+
+
+@given(DOCUMENTS)
+def test_a_selector_selects_somebody(document: dict[str, Any]) -> None:
+    (policy,) = load(Written(document).text)
+    selector = normalise.selector(policy.model)
+    pairs = [pair.partition("=") for pair in selector.within[:1]]
+    labels = dict(selector.labels) | {key: value for key, _, value in pairs}
+    names = [names.split(",")[0].strip() for _, names in selector.host_names]
+    written_name = selector.container_name or "x"
+    chosen = [
+        WorkloadIdentity(
+            namespace=(selector.namespaces or ("",))[0],
+            labels=labels,
+            container_name=container_name,
+            host=selector.scope is Scope.HOST,
+            host_name=next((name for name in names if name != "*"), "node-1"),
+        )
+        for container_name in (written_name.replace(".*", "y"), *(name_list(written_name) or ()))
+    ]
+    own = policy.model.metadata.namespace
+    assert any(selector.matches(own, workload) for workload in chosen)
+    assert not any(selector.matches(own, replace(workload, host=not workload.host)) for workload in chosen)
