@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hauberk.cli import asking, inputs
 from hauberk.policy import coverage
 from hauberk.policy.answers import rule_as_json
-from hauberk.policy.rules import RuleSet, Section
+from hauberk.policy.rules import RuleSet, Section, implied_rules
 from hauberk.policy.selectors import Scope
 
 if TYPE_CHECKING:
@@ -25,9 +25,11 @@ def render(arguments: argparse.Namespace) -> int:
         return 1
     written = subject.rule_set
     of_author = [rule for rule in written.rules if not rule.implied]
-    implied = tuple(rule for rule in written.rules if rule.implied)
     held = coverage.in_force(of_author) if subject.scope is Scope.CONTAINER else ()
-    rule_set = RuleSet((*held, *implied) if held else (), written.posture, written.postures)
+    alone = RuleSet(held, written.posture, written.postures)
+    # what follows from rules that are not held is not held either, as in the agent
+    implied = implied_rules(held, alone.posture_of(Section.PROCESS)) if held else ()
+    rule_set = RuleSet((*held, *implied), written.posture, written.postures)
     if arguments.rootfs is not None:
         from hauberk.policy.resolution import RootResolver, expand  # noqa: PLC0415 - only where a root is named
 
