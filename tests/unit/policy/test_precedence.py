@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -555,3 +556,80 @@ def test_knowing_less_never_allows_more(
         )  # fmt: skip
         unknown = ask(alike, *question, **who | {"terminal": None, "beyond_quota": None})
         assert unknown.verdict >= ask(alike, *question, **who).verdict
+
+
+@st.composite
+def path_rules(draw: st.DrawFn) -> Rule:
+    """Any rule about one small directory, with every condition there is."""
+    kind, value = draw(
+        st.sampled_from(
+            [(ObjectKind.PATH, "/d/x"), (ObjectKind.DIRECTORY, "/d/"), (ObjectKind.PATTERN, "/d/*"),
+             (ObjectKind.EXECNAME, "x"), (ObjectKind.DIRECTORY, "/")]
+        )
+    )  # fmt: skip
+    section = draw(st.sampled_from([Section.PROCESS, Section.FILE]))
+    return Rule(
+        section, kind, value, draw(ACTIONS), Origin("p", str(draw(st.integers(0, 9)))), recursive=draw(st.booleans()),
+        read_only=section is Section.FILE and draw(st.booleans()), owner_only=draw(st.booleans()),
+        sources=draw(SOURCES), terminal=draw(st.sampled_from([None, False])),
+        allowed_arguments=draw(st.sampled_from([(), ("-a",)])) if section is Section.PROCESS else (),
+    )  # fmt: skip
+
+
+ACCESSES = st.fixed_dictionaries(
+    {
+        "operation": st.sampled_from([Operation.EXECUTE, Operation.READ, Operation.WRITE, Operation.MAP]),
+        "source": st.sampled_from([None, "/bin/a", "/bin/c"]),
+        "owner": st.booleans(),
+        "terminal": st.sampled_from([None, False, True]),
+        "arguments": st.sampled_from([None, (), ("-a",), ("-b",)]),
+    }
+)
+
+
+def access(rules: tuple[Rule, ...], said: dict[str, Any]) -> Decision:
+    known = Circumstances(arguments=said["arguments"], terminal=said["terminal"])
+    matching = RuleIndex(rules).matching("/d/x")
+    return decide(RuleSet(rules), matching, said["operation"], source=said["source"], owner=said["owner"], known=known)
+
+
+@given(st.lists(path_rules(), max_size=6), st.randoms(use_true_random=False), ACCESSES)
+def test_the_order_of_rules_with_conditions_never_matters(
+    rules: list[Rule],
+    random: Any,  # noqa: ANN401
+    said: dict[str, Any],
+) -> None:
+    shuffled = list(rules)
+    random.shuffle(shuffled)
+    assert access(tuple(rules), said).verdict is access(tuple(shuffled), said).verdict
+
+
+@given(st.lists(path_rules(), max_size=6), path_rules(), ACCESSES)
+def test_one_more_block_rule_about_files_never_allows_more(
+    rules: list[Rule], extra: Rule, said: dict[str, Any]
+) -> None:
+    """But for what a source with rights of its own maps, which depends on what nobody can write."""
+    block = replace(extra, action=Action.BLOCK)
+    before, after = access(tuple(rules), said), access((*rules, block), said)
+    rights = RuleSet((*rules, block)).privileged_sources()
+    if said["operation"] is not Operation.MAP or said["source"] not in rights:
+        assert after.verdict >= before.verdict
+
+
+@given(st.lists(path_rules(), max_size=6), ACCESSES)
+def test_a_condition_only_ever_takes_away(rules: list[Rule], said: dict[str, Any]) -> None:
+    """What an Allow rule without its conditions refuses, it refuses with them."""
+    allowing = tuple(replace(rule, action=Action.ALLOW) for rule in rules)
+    plain = tuple(
+        replace(rule, read_only=False, owner_only=False, terminal=None, allowed_arguments=()) for rule in allowing
+    )
+    assert access(allowing, said).verdict >= access(plain, said).verdict
+
+
+def test_what_a_block_rule_makes_unwritable_a_source_with_rights_may_map() -> None:
+    grant = Rule(Section.FILE, ObjectKind.PATH, "/secret", Action.ALLOW, Origin("p", "f"), sources=("/bin/s",))
+    everything = Rule(Section.FILE, ObjectKind.DIRECTORY, "/", Action.ALLOW, Origin("p", "f"), recursive=True)
+    block = Rule(Section.FILE, ObjectKind.PATH, "/d/x", Action.BLOCK, Origin("p", "f"), read_only=True)
+    said = {"operation": Operation.MAP, "source": "/bin/s", "owner": True, "terminal": False, "arguments": None}
+    assert access((grant, everything), said).verdict is DENY
+    assert access((grant, everything, block), said).verdict is ALLOW
