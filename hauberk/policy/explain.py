@@ -2,9 +2,9 @@
 """What would happen if: questions about a rule set, answered by the code that the engines plan with.
 
 An answer names the deciding rule with its file and line, and each rule that matched and lost, with the reason. With a
-root file system, paths are resolved first, as the kernel does; without one they are taken as resolved. What a question
-leaves out of the circumstances (arguments, terminal) is taken as the far side of a rule's condition, and the answer
-says so where it mattered.
+root file system, paths are resolved first, as the kernel does; without one they are taken as resolved. Where a
+question leaves arguments or terminal out and a rule asks for them, the answer is the strictest of those possible, and
+says so.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from hauberk.policy.objects import Object
+    from hauberk.policy.rules import Rule
 
 __all__ = [
     "Answer",
@@ -136,13 +137,13 @@ class Explainer:
         if seen.operation is Operation.MAP and seen.source == seen.object:
             decision = Decision(Verdict.ALLOW, None, "its own program was judged when it was executed")
         else:
-            decision = decide(
-                self.rule_set,
-                self._index.matching_object(asked),
-                seen.operation,
-                source=seen.source,
-                owner=seen.owner,
-                known=_circumstances(seen, asked),
+            matching = self._index.matching_object(asked)
+            decision = max(
+                (
+                    decide(self.rule_set, matching, seen.operation, source=seen.source, owner=seen.owner, known=known)
+                    for known in _circumstances(seen, asked, matching)
+                ),
+                key=lambda possible: possible.verdict,
             )
         notes = (*_notes(seen, decision), *self._unenforced(seen, decision))
         return Answer(question, seen, self._mode.apply(decision), notes)
@@ -186,13 +187,16 @@ class Explainer:
         return question.object
 
 
-def _circumstances(seen: Question, asked: Object) -> Circumstances:
-    return Circumstances(
-        arguments=seen.arguments,
-        terminal=seen.terminal,
-        beyond_quota=seen.beyond_quota,
-        peer=asked if isinstance(asked, Peer) else None,
-    )
+def _circumstances(seen: Question, asked: Object, matching: tuple[Rule, ...]) -> Iterator[Circumstances]:
+    """Give what may be the case: what the question says, and where it says nothing each side of rules' conditions."""
+    unsaid = seen.terminal is None and any(rule.terminal is not None for rule in matching)
+    terminals = (True, False) if unsaid else (seen.terminal,)
+    listed = dict.fromkeys(rule.allowed_arguments for rule in matching if rule.allowed_arguments)
+    arguments = (None, *listed) if seen.arguments is None else (seen.arguments,)
+    peer = asked if isinstance(asked, Peer) else None
+    for terminal in terminals:
+        for some in arguments:
+            yield Circumstances(some, terminal, seen.beyond_quota, peer)
 
 
 def _notes(seen: Question, decision: Decision) -> list[str]:
@@ -202,9 +206,9 @@ def _notes(seen: Question, decision: Decision) -> list[str]:
     involved = [rule for rule in involved if rule.section is SECTION_OF[seen.operation]]
     acting = [rule for rule in involved if rule.covers_source(seen.source)]
     if seen.arguments is None and any(rule.allowed_arguments for rule in acting):
-        notes.append("the question says nothing of arguments: taken as others than those listed")
+        notes.append("the question says nothing of arguments: this is the strictest answer")
     if seen.terminal is None and any(rule.terminal is False for rule in acting):
-        notes.append("the question says nothing of a terminal: taken as having one")
+        notes.append("the question says nothing of a terminal: this is the stricter answer")
     if seen.uid is not None and seen.owner_uid is None and not seen.owner and any(rule.owner_only for rule in acting):
         notes.append("the question names no owner's uid: taken as somebody else's")
     if any(rule.quota is not None for rule in acting) and not seen.beyond_quota:

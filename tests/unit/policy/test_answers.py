@@ -137,6 +137,35 @@ def test_so_does_one_that_rests_on_an_allow_list_and_one_about_a_host() -> None:
     assert Explainer(RuleSet((block,))).ask(Question(Operation.READ, "/x")).notes == ()
 
 
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [("pts: false", {"terminal": False}), ("allowedArgs: [-c]", {"arguments": ["-c"]})],
+)
+def test_where_nothing_is_said_the_strictest_answer_is_given(condition: str, said: dict[str, Any]) -> None:
+    text = f"""\
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorPolicy
+metadata: {{name: a}}
+spec:
+  process:
+    matchPaths:
+    - path: /bin/sh
+      {condition}
+      action: Audit
+    matchDirectories:
+    - dir: /bin/
+      action: Block
+"""
+    question = {"operation": "execute", "path": "/bin/sh"}
+    rules = rule_set(text)
+    far = {"terminal": True} if "terminal" in said else {"arguments": ["-i"]}
+    assert ask(question | far, rules).decision.verdict is Verdict.AUDIT
+    assert ask(question | said, rules).decision.verdict is Verdict.DENY
+    unsaid = ask(question, rules)
+    assert unsaid.decision.verdict is Verdict.DENY
+    assert any("this is the strict" in note for note in unsaid.notes)
+
+
 def test_who_owns_what_is_a_matter_of_numbers() -> None:
     question: dict[str, Any] = {"operation": "execute", "path": "/bin/sh", "source": "/usr/bin/nginx"}
     question |= {"arguments": ["-c"], "terminal": False}
