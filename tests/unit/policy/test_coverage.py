@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from guest_agent.engines.bpf_lsm.plan import compile_table, fingerprint
 from guest_agent.engines.bpf_lsm.plan import lookup as ask_table
 from hauberk.policy import globs
-from hauberk.policy.coverage import ENFORCED_SECTIONS, in_force, report, unenforced
+from hauberk.policy.coverage import ENFORCED_SECTIONS, ENGINE, in_force, report, unenforced
 from hauberk.policy.rules import (
     Action,
     Circumstances,
@@ -162,3 +163,33 @@ def test_what_is_held_grants_nothing_that_is_not_written(
     number = 1 + table.sources.index(source) if source in table.sources else 0
     assert ask_table(table.blob, path.encode(), number, operation, owner) is answer
     assert fingerprint(RuleSet(rules)) == fingerprint(RuleSet(held))
+
+
+GUIDE = Path(__file__).parents[3] / "docs" / "enforcement.md"
+ROWS = {
+    Section.PROCESS: "`process`",
+    Section.FILE: "`file`",
+    Section.NETWORK: "`network`",
+    Section.DNS: "`matchDNSQueries`",
+    Section.CAPABILITIES: "`capabilities`",
+    Section.SYSCALLS: "`syscalls`",
+    Section.PRESETS: "`presets`",
+    Section.DEVICE: "`device`",
+    Section.INGRESS: "`ingress`",
+    Section.EGRESS: "`egress`",
+    Section.APPARMOR: "`apparmor`",
+}
+
+
+@pytest.mark.parametrize("section", Section, ids=str)
+def test_the_guide_names_the_engine_of_every_section(section: Section) -> None:
+    table = GUIDE.read_text("utf-8").partition("## By which engine")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+    name = ROWS[section]
+    _, containers, hosts = next(
+        row for row in (*(row for row in rows if row[0].startswith(name)), *rows) if name in row[0]
+    )
+    enforced = unenforced(replace(PROGRAM, section=section), Scope.CONTAINER) is None
+    assert (containers == f"`{ENGINE}`") is enforced
+    assert enforced or containers in {"", "no"}
+    assert hosts in {"", "no"}
