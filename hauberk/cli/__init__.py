@@ -14,7 +14,7 @@ import argparse
 import importlib
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hauberk import __version__
 from hauberk.errors import HauberkError
@@ -36,6 +36,34 @@ _COMMANDS = {
 """Subcommand -> the module whose ``register(subparsers)`` adds it, and its line in the list of commands."""
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Asks for the terminal's width itself: argparse imports shutil for it, whenever an option is added."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns())
+
+
+def _columns() -> int:
+    """Give the width of help texts: as wide as ``$COLUMNS`` or the terminal, as argparse has it."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns) - _MARGIN
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns - _MARGIN if sys.__stdout__ else _WIDTH
+    except (OSError, ValueError):  # no terminal; closed
+        return _WIDTH
+
+
+_MARGIN, _WIDTH = 2, 78
+
+
+class _Parser(argparse.ArgumentParser):
+    """The parser of all commands; argparse makes those of subcommands of the same class."""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - argparse's own
+        super().__init__(**{"formatter_class": _Formatter, **options})
+
+
 def complete_parser() -> argparse.ArgumentParser:
     """Make the parser with all options of all commands."""
     return _parser(frozenset(_COMMANDS))
@@ -43,7 +71,7 @@ def complete_parser() -> argparse.ArgumentParser:
 
 def _parser(asked: frozenset[str]) -> argparse.ArgumentParser:
     """Make the parser that knows the commands ``asked`` for; of others it knows the names only."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="hauberk",
         description="Write, check, sign and watch runtime-security policies.",
         epilog="Exit codes: 0 done, 1 the answer is no, 2 wrong usage, 3 the environment lacks something.",
@@ -62,6 +90,8 @@ def _parser(asked: frozenset[str]) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with ``argv`` (default: the process's arguments) and give its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
+    # Whether a policy is valid is for Hauberk alone to say, and looking for plug-ins takes as long as reading it.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     # What a path holds may not be printable; that must not end the report about it.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
