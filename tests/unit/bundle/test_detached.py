@@ -280,6 +280,18 @@ def test_a_key_that_the_library_fails_on_is_refused() -> None:
         keys.load_private(b"-----BEGIN PRIVATE KEY-----\n" + body + b"\n-----END PRIVATE KEY-----\n")
 
 
+def test_other_files_are_no_private_key_and_say_what_they_are() -> None:
+    public = keys.public_pem(a_key(Algorithm.ED25519).public())
+    of_cosign = b"-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----\neyJ9\n-----END ENCRYPTED SIGSTORE PRIVATE KEY-----\n"
+    for content, text in (
+        (public, "a PEM block 'PUBLIC KEY'"),
+        (of_cosign, "a key encrypted by cosign"),
+        (b"x", "no PEM"),
+    ):
+        with pytest.raises(SigningKeyError, match=text):
+            keys.load_private(content)
+
+
 def test_public_key_files_hold_one_key_and_nothing_else() -> None:
     key = a_key(Algorithm.ECDSA_P256)
     pem = keys.public_pem(key.public())

@@ -294,3 +294,9 @@ def test_expiry_is_compared_with_a_clock_that_is_given() -> None:
 def test_a_rule_is_said_in_words() -> None:
     assert "trust root" in SuccessorRule().describe()
     assert "1 of 1 keys: a" in SuccessorRule((NamedKey(KEY["name"], KEY["publicKey"]),), 1).describe()
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_what_json_cannot_say_is_not_written(number: float) -> None:
+    with pytest.raises(MalformedBundleError, match="no form for"):
+        canonical.encode({"a": number})
