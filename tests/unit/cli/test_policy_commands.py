@@ -409,6 +409,34 @@ def test_diff_of_conditions_says_under_which(tmp_path: Path, host: str, capsys: 
     assert "before, its policies decide; after, the default decides" in told
 
 
+def test_diff_names_workloads_and_circumstances(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    selector = 'selector: {matchLabels: {app: web, kubearmor.io/container.name: "[nginx]"}}'
+    named = CONTAINER.replace("selector: {matchLabels: {app: web}}", selector)
+    elsewhere = CONTAINER.replace("name: app", "name: aside").replace("namespace: shop", "namespace: aside")
+    elsewhere = elsewhere.replace("raw", "udp")
+    old, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
+    old.write_text(named)
+    new.write_text(named.replace("/bin/tool, pts: false", "/bin/tool"))
+    assert main(["policy", "diff", str(old), str(new)]) == 1
+    told = capsys.readouterr().out
+    assert "becomes refused: execute /bin/tool by a program that no rule names without a terminal\n" in told
+    assert "  for:    container named nginx with app=web\n" in told
+    second = elsewhere.replace("net_udp", "net_raw")
+    old.write_text(f"{CONTAINER}---\n{second}")
+    new.write_text(CONTAINER.replace("raw}]", "udp}]") + f"---\n{second}")
+    assert main(["policy", "diff", str(old), str(new)]) == 1
+    assert "in namespace shop" in capsys.readouterr().out
+
+
+def test_diff_of_what_is_beyond_a_quota(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quota = "action: Block\n      limit: 1G\n      duration: 1h"
+    old, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
+    old.write_text(HOST.replace("action: Block", quota))
+    new.write_text(HOST.replace("action: Block", quota.replace("Block", "Audit")))
+    assert main(["policy", "diff", str(old), str(new)]) == 1
+    assert "becomes allowed: receive 10.0.0.0 tcp/443 on eth0 beyond the quota\n" in capsys.readouterr().out
+
+
 def test_diff_of_another_default_and_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     labelled = terms.Terms(target=terms.Target(labels=(("app", "web"),)))
     one = a_bundle(tmp_path / "one", conditions=terms.NO_TERMS)
