@@ -399,9 +399,16 @@ _FOLLOWS = {
 }
 
 
+GRANTING_SECTIONS = PATH_SECTIONS
+"""Sections in which a source can have rights of its own: those that an engine holds.
+
+A right that nobody else is refused is no right, and what implied rules take away in its name would be lost for nothing.
+"""
+
+
 def _privileged(rules: Iterable[Rule]) -> frozenset[str]:
     """Give the sources of Allow rules, and of Audit rules, which let pass too, where their section can refuse."""
-    written = [rule for rule in rules if not rule.implied]
+    written = [rule for rule in rules if not rule.implied and rule.section in GRANTING_SECTIONS]
     refusing = {rule.section for rule in written if rule.action is not Action.AUDIT}
     return frozenset(
         source

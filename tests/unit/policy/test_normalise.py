@@ -12,8 +12,18 @@ from hypothesis import given
 
 from guest_agent.workloads.interchange import rule_from_json, rule_to_json
 from hauberk.policy import models, normalise
+from hauberk.policy.coverage import ENFORCED_SECTIONS
 from hauberk.policy.documents import field_name
-from hauberk.policy.rules import Action, DeviceMatch, ObjectKind, PeerMatch, Section, SyscallMatch, Verdict
+from hauberk.policy.rules import (
+    GRANTING_SECTIONS,
+    Action,
+    DeviceMatch,
+    ObjectKind,
+    PeerMatch,
+    Section,
+    SyscallMatch,
+    Verdict,
+)
 from hauberk.policy.selectors import Scope, Selector, WorkloadIdentity, name_list
 from tests.unit.policy.documents_of_each_kind import CLUSTER, CONTAINER, HOST, NETWORK, QUOTA
 from tests.unit.policy.test_models import VALID
@@ -293,8 +303,13 @@ def test_rules_of_all_sections_are_joined_under_their_postures() -> None:
     found = normalise.build([policy], Verdict.DENY, ((Section.FILE, Verdict.AUDIT), (Section.NETWORK, Verdict.ALLOW)))
     assert found.posture_of(Section.NETWORK) is Verdict.ALLOW
     assert found.posture_of(Section.PROCESS) is Verdict.AUDIT
-    assert found.privileged_sources() >= {"/usr/bin/curl"}  # it alone may open sockets: its identity is worth stealing
-    assert any(rule.implied and rule.value == "/usr/bin/curl" for rule in found.rules)
+    # curl alone may open sockets, but no engine refuses them to others yet: its identity is not worth stealing
+    assert found.privileged_sources() == {"/usr/bin/nginx"}
+    assert not any(rule.implied and rule.value == "/usr/bin/curl" for rule in found.rules)
+
+
+def test_rights_that_imply_rules_are_those_that_an_engine_holds() -> None:
+    assert GRANTING_SECTIONS == ENFORCED_SECTIONS
 
 
 def places_of_rules(spec: dict[str, Any]) -> set[str]:
