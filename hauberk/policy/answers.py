@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hauberk.policy.documents import printable
 from hauberk.policy.objects import PATH_OPERATIONS
 from hauberk.policy.rules import DeviceMatch, Operation, PeerMatch, Rule, Section, SyscallMatch
 
@@ -79,10 +80,10 @@ def _match_as_json(rule: Rule) -> dict[str, Any]:
 
 
 def rule_as_text(rule: Rule) -> str:
-    """Give a rule in one line: what it says, and where it was written."""
-    value = " ".join(rule.value.split()) if rule.section is Section.APPARMOR else rule.value
-    if rule.section is Section.APPARMOR and len(value) > _SHOWN_CHARACTERS:
-        value = value[: _SHOWN_CHARACTERS - 1] + "…"
+    """Give a rule in one line without anything that a terminal obeys: what it says, and where it was written."""
+    value = rule.value
+    if rule.section is Section.APPARMOR:
+        value = printable(" ".join(value.split()), _SHOWN_CHARACTERS)
     words = [*dict.fromkeys((rule.action.value, rule.section.value, rule.kind.value)), value]
     words += ["recursive"] * rule.recursive + ["readOnly"] * rule.read_only + ["ownerOnly"] * rule.owner_only
     if rule.allowed_arguments:
@@ -91,10 +92,10 @@ def rule_as_text(rule: Rule) -> str:
         words.append(f"pts {str(rule.terminal).lower()}")
     if rule.sourced:
         words.append("fromSource " + ", ".join((*rule.sources, *(name for name, _ in rule.source_directories))))
-    if rule.implied:
-        return f"{' '.join(words)} (implied by Hauberk: {rule.message})"
     origin = rule.origin
-    return f"{' '.join(words)} ({origin.policy} {origin.field} at {origin.file}:{origin.line}:{origin.column})"
+    place = f"{origin.policy} {origin.field} at {origin.file}:{origin.line}:{origin.column}"
+    words.append(f"(implied by Hauberk: {rule.message})" if rule.implied else f"({place})")
+    return _line(" ".join(words))
 
 
 def as_json(answer: Answer) -> dict[str, Any]:
@@ -135,7 +136,7 @@ def verdict_as_json(answer: Answer) -> dict[str, Any]:
 
 
 def as_text(answer: Answer) -> str:
-    """Give an answer for a person."""
+    """Give an answer for a person, without anything that a terminal obeys."""
     asked, seen, decision = answer.asked, answer.seen, answer.decision
     asked_object = seen.object if seen.object == asked.object else f"{asked.object} (the kernel sees {seen.object})"
     source = seen.source if seen.source == asked.source else f"{asked.source} (the kernel sees {seen.source})"
@@ -155,7 +156,11 @@ def as_text(answer: Answer) -> str:
             lines.append(f"  but: {decision.reason}")
     lines += [f"  lost: {rule_as_text(rule)}: {why}" for rule, why in decision.lost]
     lines += [f"  note: {note}" for note in answer.notes]
-    return "\n".join(lines)
+    return "\n".join(map(_line, lines))
+
+
+def _line(text: str) -> str:
+    return printable(text, len(text))
 
 
 def _object_name(question: Question) -> str:

@@ -290,6 +290,18 @@ def test_rules_are_told_with_everything_they_say() -> None:
     assert all("\n" not in text for text in texts)
 
 
+def test_an_answer_holds_nothing_that_a_terminal_obeys() -> None:
+    hostile = CONTAINER.replace("path: /etc/shadow", 'path: "/etc/\\e[2Jx"').replace(
+        "message: spec", 'message: "a\\e]0;b\\nc"'
+    )
+    answer = ask({"operation": "write", "path": "/etc/\x1b[2Jx"}, rule_set(hostile))
+    text = explain.as_text(answer)
+    assert all(line.isprintable() for line in text.splitlines())
+    assert "/etc/\\x1b[2Jx" in text
+    assert "message: a\\x1b]0;b\\nc" in text
+    assert explain.as_json(answer)["path"] == "/etc/\x1b[2Jx"
+
+
 @pytest.mark.parametrize(
     ("question", "first"),
     [
