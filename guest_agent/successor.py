@@ -84,7 +84,7 @@ def follow(
         if limiting.rules:
             found = facts.gather_running(record.identity, record.root_path, limiting, recorded, machine, managers)
             limiting, aliases = found.rule_set, found.aliases
-        rule_set = succession.joined(chosen.rule_set, granted, limiting)
+        rule_set = succession.joined(chosen.rule_set, granted, limiting, resolve=recorded)
         digest = fingerprint(rule_set)
         table = compiled(digest, rule_set)
     except (FactsError, verification.VerificationError, OSError) as error:
@@ -92,7 +92,7 @@ def follow(
     except (PlanError, ChildError):
         # The bundle's fault, or that of the names the container has made? As recorded it has made none.
         plain = expand(succession.limiting(chosen.rule_set), recorded)
-        as_recorded = succession.joined(chosen.rule_set, granted, plain)
+        as_recorded = succession.joined(chosen.rule_set, granted, plain, resolve=recorded)
         compiled(fingerprint(as_recorded), as_recorded)
         return _refused(record, "its second names for what the rules name do not fit into a table", compiled)
     following = replace(
