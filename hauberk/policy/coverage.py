@@ -11,7 +11,7 @@ cannot see (a program's arguments, its terminal): there :func:`in_force` gives t
 then refuses what it names, and its section stays an allow-list; a Block rule refuses on both sides of its conditions;
 an Audit rule, which lets pass what a wider rule may refuse, is left out.
 
-An engine that learns to hold more changes this module and nothing else.
+An engine that learns to hold more changes this module; a further section, also ``GRANTING_SECTIONS`` of the rules.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from guest_agent.engines.bpf_lsm.plan import lookup as ask_table
 from hauberk.policy import globs
 from hauberk.policy.coverage import ENFORCED_SECTIONS, ENGINE, in_force, report, unenforced
 from hauberk.policy.rules import (
+    GRANTING_SECTIONS,
     Action,
     Circumstances,
     ObjectKind,
@@ -40,6 +41,7 @@ def verdict(rules: tuple[Rule, ...], path: str, operation: Operation) -> Verdict
 
 
 def test_process_and_file_rules_for_containers_are_enforced() -> None:
+    assert ENFORCED_SECTIONS == GRANTING_SECTIONS
     for section in ENFORCED_SECTIONS:
         rule = replace(PROGRAM, section=section, sources=("/bin/a",), owner_only=True, read_only=True, terminal=True)
         assert unenforced(rule, Scope.CONTAINER) is None
