@@ -165,7 +165,7 @@ class Explainer:
         seen = question
         if self._resolve is not None:
             source = None if question.source is None else self._resolve(question.source)[-1]
-            seen = replace(seen, source=source, object=self._resolved_object(question))
+            seen = replace(seen, source=source, object=_resolved_object(question, self._resolve))
         if seen.uid is not None and seen.operation in PATH_OPERATIONS:
             owner_uid = seen.owner_uid
             if owner_uid is None and self._owner_of is not None:
@@ -175,16 +175,14 @@ class Explainer:
             seen = replace(seen, owner=owner_uid == seen.uid)
         return seen
 
-    def _resolved_object(self, question: Question) -> str:
-        resolve = self._resolve
-        if resolve is None:  # pragma: no cover - the caller asked
-            return question.object
-        if question.operation in PATH_OPERATIONS:
-            return resolve(question.object)[-1]
-        if question.operation is Operation.SYSCALL:
-            name, space, path = question.object.partition(" ")
-            return f"{name} {resolve(path)[-1]}" if space else name
-        return question.object
+
+def _resolved_object(question: Question, resolve: Callable[[str], tuple[str, ...]]) -> str:
+    if question.operation in PATH_OPERATIONS:
+        return resolve(question.object)[-1]
+    if question.operation is Operation.SYSCALL:
+        name, space, path = question.object.partition(" ")
+        return f"{name} {resolve(path)[-1]}" if space else name
+    return question.object
 
 
 def _circumstances(seen: Question, asked: Object, matching: tuple[Rule, ...]) -> Iterator[Circumstances]:
