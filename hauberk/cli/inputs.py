@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from hauberk.errors import HauberkError
+from hauberk.policy import documents
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -24,8 +25,10 @@ _SUFFIXES = (".yaml", ".yml")
 _BUNDLE_START = b'{"apiVersion":"hauberk/'
 """How the one canonical form of a bundle begins."""
 _PART = 64 * 1024
-_MAXIMUM_BYTES = 8 * 1024 * 1024
-"""Largest file that is read: what a bundle may have, and more than a policy file may."""
+_MAXIMUM_BYTES = documents.MAXIMUM_BYTES
+"""Largest file that is read whole: what a policy file may have, and more than a bundle may. Their readers refuse what
+is longer, so nothing is ever taken for the whole of a file that is not.
+"""
 
 
 class UsageError(HauberkError):
@@ -108,11 +111,16 @@ def _below(top: str) -> Iterator[str]:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(entry.path)
-                    elif entry.name.endswith(_SUFFIXES) and entry.name not in _SUFFIXES and entry.is_file():
+                    elif entry.name.endswith(_SUFFIXES) and entry.name not in _SUFFIXES and _holds_text(entry):
                         yield entry.path
         except OSError as error:
             message = f"found {directory} unreadable ({error.strerror}), expected a directory. Check its name and mode"
             raise UsageError(message) from error
+
+
+def _holds_text(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is to be read. A link that leads nowhere is: leaving it out would lose a policy in silence."""
+    return entry.is_symlink() or entry.is_file()
 
 
 def _read_bounded(path: str) -> bytes:

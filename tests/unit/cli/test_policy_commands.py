@@ -15,7 +15,7 @@ import pytest
 
 from hauberk.bundle import document, terms
 from hauberk.cli import inputs, main
-from hauberk.policy import models
+from hauberk.policy import documents, models
 
 CONTAINER = """\
 apiVersion: security.kubearmor.com/v1
@@ -456,7 +456,6 @@ def test_a_directory_is_read_in_order_and_with_all_below(tmp_path: Path) -> None
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     (tmp_path / "link.yaml").symlink_to("b.yaml")
-    (tmp_path / "pipe.yaml").symlink_to("nowhere")
     os.mkfifo(tmp_path / "fifo.yaml")
     (tmp_path / "loop").symlink_to(".")
     found = inputs.policy_files([str(tmp_path), str(tmp_path / "b.yaml")])
@@ -477,6 +476,24 @@ def test_files_are_read_whole_up_to_a_bound(tmp_path: Path, monkeypatch: pytest.
     os.close(writer)
     assert inputs.policy_files([f"/dev/fd/{reader}"])[0][1] == b"something"
     os.close(reader)
+
+
+@pytest.mark.parametrize("length", [8 * 1024 * 1024, documents.MAXIMUM_BYTES])
+def test_nothing_at_the_end_of_a_long_file_is_lost(
+    tmp_path: Path, length: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "long.yaml"
+    comment = "#".ljust(length - len(CONTAINER) - 8, "x")
+    file.write_text(f"{CONTAINER}{comment}\n---\nx: 1\n")
+    assert main(["policy", "check", "--no-cache", str(file)]) == 1
+    assert "1 problem" in capsys.readouterr().out
+
+
+def test_a_link_that_leads_nowhere_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.yaml").write_text(CONTAINER)
+    (tmp_path / "b.yaml").symlink_to("gone.yaml")
+    assert main(["policy", "check", "--no-cache", str(tmp_path)]) == 2
+    assert "b.yaml unreadable" in capsys.readouterr().err
 
 
 def test_a_directory_that_goes_away_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
