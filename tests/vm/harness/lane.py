@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs pytest inside a guest and believes it only if its report says that tests ran and all of them passed."""
+"""Runs pytest inside a guest and believes it only if its report says that tests ran and all of them passed.
+
+An emulated guest keeps one processor busy, so as many run at once as there are kernels. They take their work from one
+queue: a kernel that is done with a file begins the next one, whatever the other is at.
+"""
 
 from __future__ import annotations
 
-import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from xml.etree import ElementTree as ET
 
-from tests.vm.harness.machine import REPOSITORY, report, run
+from tests.vm.harness.machine import REPOSITORY, explain, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 LONG_TIMEOUT = 7200.0
 """Seconds for one boot with the tests marked ``long``."""
 
-_PRINTING = threading.Lock()
 _ALL_LONG = "\npytestmark = pytest.mark.long\n"
 
 
@@ -38,6 +39,13 @@ class GuestFile:
         return self.path.removeprefix("tests/vm/guest/")
 
 
+class Report(NamedTuple):
+    """What a successful boot says: how many tests passed, and how many seconds QEMU ran."""
+
+    passed: int
+    seconds: float
+
+
 def run_pytest(  # noqa: PLR0913 - what differs between boots
     kernel: str,
     paths: Sequence[str],
@@ -47,23 +55,21 @@ def run_pytest(  # noqa: PLR0913 - what differs between boots
     only_long: bool = False,
     memory: str = "2G",
     timeout: float = 1800.0,
-) -> int:
-    """Run the guest-side tests at ``paths`` (relative to the repository) in one boot; give the number that passed.
+) -> Report:
+    """Run the guest-side tests at ``paths`` (relative to the repository) in one boot.
 
     Raises AssertionError unless the guest's pytest ended with 0, at least one test passed and none was skipped, failed
-    or in error. The output goes to stdout, where pytest shows it if the test fails.
+    or in error. Its message ends with what the guest printed.
     """
     command = ["python", "-m", "pytest", *paths, "-m", "long" if only_long else "not long"]
     command += ["-o", "junit_family=xunit2", "--junit-xml=/run/hauberk-vm/out/report.xml"]
     result = run(kernel, command, systemd=systemd, memory=memory, timeout=timeout, out_dir=out_dir)
-    with _PRINTING:  # a guest at a time, though several run
-        sys.stdout.write(f"{result.output}\n")
-        report(result)
     place = f"{' '.join(paths)} on Linux {kernel}"
     if result.returncode != 0:
         message = f"{place}: pytest in the guest ended with {result.returncode}" + (
             f" ({result.problem})" if result.problem else ""
         )
+        message += f"\n{result.output}\n{explain(result)}"
         raise AssertionError(message)
     suites = ET.parse(out_dir / "report.xml").getroot()  # noqa: S314 - written by our own pytest in our own guest
     counts = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
@@ -71,38 +77,55 @@ def run_pytest(  # noqa: PLR0913 - what differs between boots
         for key in counts:
             counts[key] += int(suite.get(key, "0"))
     if counts["tests"] == 0 or counts["failures"] or counts["errors"] or counts["skipped"]:
-        message = f"{place}: expected only passed tests, and some; found {counts}"
+        message = f"{place}: expected only passed tests, and some; found {counts}\n{result.output}"
         raise AssertionError(message)
-    return counts["tests"]
+    return Report(counts["tests"], result.seconds)
 
 
-def run_on_all(  # noqa: PLR0913 - as above
-    kernels: Sequence[str],
-    file: GuestFile,
-    out_dir: Path,
-    *,
-    only_long: bool = False,
-    memory: str = "2G",
-    timeout: float = 1800.0,
-) -> dict[str, int]:
-    """Run one file on all kernels side by side; give how many tests passed on each. Raises like :func:`run_pytest`.
+class Guests:
+    """Boots of files on kernels, begun in the order in which they are asked for."""
 
-    An emulated guest keeps one processor of the host busy, so two at once take little longer than one.
-    """
+    def __init__(self, kernels: Sequence[str], place: Path) -> None:
+        """Prepare; files that guests leave go below ``place``."""
+        self._kernels, self._place = tuple(kernels), place
+        self._pool = ThreadPoolExecutor(len(self._kernels))
+        self._running: dict[GuestFile, dict[str, Future[Report]]] = {}
 
-    def one(kernel: str) -> int:
-        place = out_dir / kernel
-        place.mkdir()
-        return run_pytest(
-            kernel, [file.path], place, systemd=file.systemd, only_long=only_long, memory=memory, timeout=timeout
-        )
+    def begin(self, file: GuestFile, *, only_long: bool = False, memory: str = "2G", timeout: float = 1800.0) -> None:
+        """Queue a file for every kernel."""
 
-    with ThreadPoolExecutor(len(kernels)) as pool:
-        running = {kernel: pool.submit(one, kernel) for kernel in kernels}
-    problems = [str(future.exception()) for future in running.values() if future.exception() is not None]
-    if problems:
-        raise AssertionError("; ".join(problems))
-    return {kernel: future.result() for kernel, future in running.items()}
+        def one(kernel: str) -> Report:
+            place = self._place / f"{str(file).replace('/', '-')}-{kernel}"
+            return run_pytest(
+                kernel, [file.path], place, systemd=file.systemd, only_long=only_long, memory=memory, timeout=timeout
+            )
+
+        self._running[file] = {kernel: self._pool.submit(one, kernel) for kernel in self._kernels}
+
+    def passed(self, file: GuestFile) -> dict[str, Report]:
+        """Wait for a file's boots; give the report of each kernel. Raises AssertionError for what failed."""
+        running = self._running[file]
+        problems = [str(error) for future in running.values() if (error := future.exception()) is not None]
+        if problems:
+            raise AssertionError("\n".join(problems))
+        return {kernel: future.result() for kernel, future in running.items()}
+
+    def seconds(self) -> str:
+        """Tell what each file that passed cost."""
+        done = {
+            file: [f"{future.result().seconds:.0f}" for future in running.values() if succeeded(future)]
+            for file, running in self._running.items()
+        }
+        return ", ".join(f"{file} {'/'.join(seconds)}" for file, seconds in done.items())
+
+    def end(self) -> None:
+        """Begin nothing more, and wait for what has begun."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def succeeded(future: Future[Report]) -> bool:
+    """Tell whether a boot has come to its good end."""
+    return future.done() and not future.cancelled() and future.exception() is None
 
 
 def guest_files() -> list[GuestFile]:

@@ -304,9 +304,14 @@ def _collect(archive_path: Path, target: Path) -> str | None:
     return None
 
 
-def report(result: Result) -> None:
-    """Say on stderr why a run has no status, with the end of the guest's console."""
+def explain(result: Result) -> str:
+    """Say why a run has no status, with the end of the guest's console; nothing for one that has."""
     if result.problem is None:
-        return
+        return ""
     tail = result.console.splitlines()[-_CONSOLE_TAIL:]
-    sys.stderr.write(f"vm: {result.problem}; end of the guest's console:\n" + "".join(f"  | {row}\n" for row in tail))
+    return f"vm: {result.problem}; end of the guest's console:\n" + "".join(f"  | {row}\n" for row in tail)
+
+
+def report(result: Result) -> None:
+    """Say it on stderr."""
+    sys.stderr.write(explain(result))
