@@ -13,7 +13,8 @@ follows from the rules of both sets together, and they are complete:
   postures and sources with rights of their own are the same.
 * *Who acts, and how.* Of executables, one is asked for each set of rules about the object that cover it, also with
   regard to rights of its own; owners, arguments, terminals and quotas are tried on both sides of each condition that
-  some rule about the object has.
+  some rule about the object has. A question that leaves these out gets the strictest of those answers, so it differs
+  only where one of them does.
 
 Each question on whose verdict the sets disagree becomes a :class:`Change`, an example of a class of questions. So if
 two sets differ in any answer, there is a change whose example is answered by the same rules as that question; and if
@@ -271,7 +272,7 @@ class _Pair:
         """Give questions for everyone who may act, and each way to do it, that the rules about an object tell apart."""
         about = [rule for rule in naming if rule.section in self._sections(operation)]
         owners = (True, False) if any(rule.owner_only for rule in about) else (True,)
-        terminals = (None, False) if any(rule.terminal is False for rule in about) else (None,)
+        terminals = (True, False) if any(rule.terminal is not None for rule in about) else (None,)
         quotas = (False, True) if any(rule.quota for rule in about) else (False,)
         arguments = _arguments(about) if operation is Operation.EXECUTE else (None,)
         for source, owner, terminal, quota, words in itertools.product(
@@ -309,12 +310,19 @@ class _Pair:
 
 
 def _arguments(about: list[Rule]) -> tuple[tuple[str, ...] | None, ...]:
-    """Give arguments for each set of rules that permit some: what all rules of such a set list is permitted by them."""
+    """Give arguments for each set of rules that permit some: what all rules of such a set list is permitted by them.
+
+    The first are permitted by none. Without rules about arguments, nothing needs to be said of them.
+    """
     listed = {frozenset(rule.allowed_arguments) for rule in about if rule.allowed_arguments}
+    if not listed:
+        return (None,)
+    known = frozenset().union(*listed)
+    other = next(word for number in itertools.count() if (word := f"other{number or ''}") not in known)
     pending = set(listed)
     while pending:
         one = pending.pop()
-        new = {one & other for other in listed} - listed - {frozenset()}
+        new = {one & another for another in listed} - listed - {frozenset()}
         listed |= new
         pending |= new
-    return (None, *(tuple(sorted(words)) for words in sorted(listed, key=sorted)))
+    return ((other,), *(tuple(sorted(words)) for words in sorted(listed, key=sorted)))
