@@ -123,8 +123,13 @@ def parse(value: Mapping[str, object], file: str) -> Configuration:
         ("kernel_helpers", _KERNEL_HELPERS),
         ("mount_points", _MOUNT_POINTS),
     ):
-        settings.setdefault(name, tuple(entry for entry in defaults if Path(entry).is_file()))
+        settings.setdefault(name, tuple(path for entry in defaults for path in _files(entry)))
     return Configuration(**settings)  # type: ignore[arg-type] # checked one by one above
+
+
+def _files(pattern: str) -> list[str]:
+    """Give the files of this machine that a default stands for."""
+    return sorted(str(path) for path in Path("/").glob(pattern.removeprefix("/")) if path.is_file())
 
 
 def _setting(name: str, key: str, found: object, file: str) -> object:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from guest_agent import configuration
 from guest_agent.configuration import ConfigurationError, load, parse
 
 
@@ -20,6 +21,15 @@ def test_what_is_given_is_taken_and_what_is_not_has_its_default(tmp_path: Path) 
     assert (found.alert_log, found.table_regions) == (Path("/var/log/a"), 2)
     assert found.hook_socket == Path("/run/hauberk/hook.sock")
     assert all(Path(entry).is_file() for entry in (*found.helpers, *found.kernel_helpers))
+
+
+def test_a_default_may_stand_for_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("wrapper-b", "wrapper-a", "other"):
+        (tmp_path / name).touch()
+    (tmp_path / "wrapper-directory").mkdir()
+    monkeypatch.setattr(configuration, "_HELPERS", (f"{tmp_path}/none", f"{tmp_path}/wrapper-*"))
+    found = parse({"mode": "host"}, "agent.yaml")
+    assert found.helpers == (f"{tmp_path}/wrapper-a", f"{tmp_path}/wrapper-b")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from tests.vm.containers.containerd import Containerd
 from tests.vm.containers.cri import CriError, Pod
 from tests.vm.containers.engines import APPLICATION, ATTACK, FREE, HELD, STAY
 from tests.vm.containers.podman import Podman
-from tests.vm.containers.sealed import HOOK, NOTHING, Agent
+from tests.vm.containers.sealed import NOTHING, Agent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from tests.vm.containers.runtime import Completed
 
 BASE = Path("/run/hauberk-test")
-WRAPPER = "/usr/libexec/hauberk/hauberk-runtime-{}"
-HELPERS = [str(HOOK), "/usr/libexec/hauberk/hauberk-add-hooks", WRAPPER.format("runc"), WRAPPER.format("crun")]
 RUNTIMES = ("runc", "crun")
 LABEL = {"io.hauberk.label.app": "secrets"}
 
@@ -60,7 +58,7 @@ def guest() -> Iterator[Guest]:
     for arguments in (("podman",), ("containerd", "--wrapper")):
         done = sealed.hauberk("install", *arguments)
         assert done.returncode == 0, done
-    agent = Agent(sealed.configure(BASE, BASE / "agent.yaml", managers=None, helpers=HELPERS), BASE / "agent.log")
+    agent = Agent(sealed.configure(BASE, BASE / "agent.yaml", managers=None, helpers=None), BASE / "agent.log")
     agent.start()
     with containerd:
         for name in ("application", "pause"):
