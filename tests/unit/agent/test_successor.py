@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,9 @@ from guest_agent.records import RecordStore
 from guest_agent.successor import SubmitError, Turnstile
 from guest_agent.workloads import facts, selection
 from guest_agent.workloads.registry import Registry
-from hauberk.bundle import PolicyFile, SuccessorRule, Target, Terms, create, keys, signatures
+from hauberk.bundle import PolicyFile, SuccessorRule, Target, Terms, create, dsse, keys, signatures
 from hauberk.bundle.keys import Algorithm
+from hauberk.bundle.terms import NamedKey
 from hauberk.policy.rules import Operation, Verdict
 from tests.unit.agent.conftest import POLICY
 from tests.unit.agent.test_agent import LABELS, kernel_of, poststop
@@ -609,8 +611,34 @@ def test_before_the_start_nothing_is_taken(configure: Configure, owner: Owner, t
     agent.engine.close()
 
 
-def test_expiry_and_a_weaker_rule_are_warned_of(agents: Start, configure: Configure, owner: Owner) -> None:
+def test_expiry_is_warned_of(agents: Start, configure: Configure, owner: Owner) -> None:
     agent = agents(configure(terms=Terms(successor=SuccessorRule(), expires="2001-01-01T00:00:00Z")))
     assert any("expired" in warning for warning in agent.warnings())
     owner.submit(agent, 2, terms=Terms(expires="2999-01-01T00:00:00Z"))
     assert not any("expired" in warning for warning in agent.warnings())
+
+
+@pytest.mark.parametrize(("threshold", "weaker"), [(1, True), (2, False)])
+def test_a_rule_that_asks_for_less_than_the_trust_root_is_warned_of(
+    agents: Start, configure: Configure, signer: keys.PrivateKey, threshold: int, *, weaker: bool
+) -> None:
+    configuration = configure()
+    others = [keys.generate(Algorithm.ED25519) for _ in range(2)]
+    pems = [keys.public_pem(key.public()).decode() for key in (signer, *others)]
+    root = json.loads(configuration.trust_root.read_text())
+    root["keys"].append({"name": "second", "publicKey": pems[1]})
+    configuration.trust_root.write_text(json.dumps({**root, "threshold": 2}))
+    rule = SuccessorRule((NamedKey("a", pems[1]), NamedKey("b", pems[2])), threshold)
+    data = create("demo", 1, (PolicyFile("a.yaml", POLICY),), conditions=Terms(successor=rule))
+    configuration.bundle.write_bytes(data)
+    configuration.bundle_signature.write_bytes(dsse.add_signature(others[0], data, dsse.add_signature(signer, data)))
+    agent = agents(configuration)
+    assert any("fewer signatures" in warning for warning in agent.warnings()) is weaker
+    successor = create("demo", 2, (PolicyFile("a.yaml", POLICY),))
+    envelope = dsse.add_signature(others[1], successor)
+    if weaker:
+        assert agent.submit(successor, envelope).version == 2
+        return
+    with pytest.raises(SubmitError, match="1 of"):
+        agent.submit(successor, envelope)
+    assert agent.submit(successor, dsse.add_signature(others[0], successor, envelope)).version == 2
