@@ -89,8 +89,8 @@ def workload(arguments: argparse.Namespace) -> Subject:
     else:
         covering = [policy for policy in policies if policy.covers(identity)]
     default = given.default or "deny"
-    whose = "the bundle's default decides" if given.default else "the default of its bundle decides, unless it says so"
-    uncovered = f"no policy covers this workload; {whose}: {default}"
+    whose = f"that of the bundle is {default}" if given.default else "that of a bundle is deny unless it says otherwise"
+    uncovered = f"no policy covers this workload, so a default decides; {whose}"
     rule_set = settings.apply(_joined(covering, arguments, given, settings)) if covering else None
     return Subject(rule_set, scope, DEFAULTS[default], settings.mode, uncovered)
 

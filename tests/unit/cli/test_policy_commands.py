@@ -245,7 +245,7 @@ def test_a_bundle_brings_default_and_postures(tmp_path: Path, capsys: pytest.Cap
     assert explain(strict, "--capability", "kill") == 1
     assert explain(plain, "--capability", "kill", "--posture", "block") == 1
     assert explain(plain, "--capability", "kill", "--label", "app=none") == 0
-    assert capsys.readouterr().out.splitlines()[-1].endswith("the bundle's default decides: allow")
+    assert capsys.readouterr().out.splitlines()[-1].endswith("a default decides; that of the bundle is allow")
     assert main(["policy", "diff", plain, strict]) == 1
     assert "becomes refused: capability chown" in capsys.readouterr().out
     assert main(["policy", "check", plain]) == 0
