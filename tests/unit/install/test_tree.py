@@ -200,6 +200,6 @@ def test_no_arrangement_of_links_leads_out(
             written = True
         except (InstallError, FileNotFoundError):
             written = False
-        if written:
-            assert tree.read(f"/{path}") == b"ours"
+    # not read through its path: what was written may have taken the place of a link on the way
+    assert [content for _, content in snapshot(image).values() if content == b"ours"] == [b"ours"] * written
     assert {name: entry for name, entry in snapshot(base).items() if not name.startswith("image")} == before
