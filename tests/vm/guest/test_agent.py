@@ -364,9 +364,6 @@ def kill_at(guest: Guest, step: str) -> str:
     containers, agent = guest.runc, guest.agent
     name = f"fault-{next(_numbers)}"
     agent.end()
-    agent.start()  # takes up and lets go of what the last kill left
-    sealed.until(lambda: sealed.left() == NOTHING, "nothing to be left")
-    agent.end()
     agent.start(step)
     created = containers.create(name)
     outcome = "refused"
@@ -387,14 +384,19 @@ def kill_at(guest: Guest, step: str) -> str:
     return outcome
 
 
+def recover(guest: Guest) -> None:
+    """Start the agent again; it takes up and lets go of what the kill left."""
+    guest.agent.end()
+    guest.agent.start()
+    sealed.until(lambda: sealed.left() == NOTHING, "nothing to be left")
+
+
 @pytest.fixture
 def alone(guest: Guest) -> Iterator[Guest]:
     """Give the guest without any container; the agent runs well again afterwards."""
     assert sealed.left() == NOTHING
     yield guest
-    guest.agent.end()
-    guest.agent.start()
-    sealed.until(lambda: sealed.left() == NOTHING, "nothing to be left")
+    recover(guest)
     assert int(sealed.asked("status")["workloads"]) == 0
 
 
@@ -402,6 +404,28 @@ def test_the_held_container_is_let_go(guest: Guest, held: str, request: pytest.F
     assert request
     guest.runc.runtime.delete(held)
     sealed.until(lambda: sealed.left() == NOTHING, "nothing to be left")
+
+
+def test_a_sealed_machine_never_fails_open(alone: Guest) -> None:
+    """Neither by settings that say "host", which only the kernel contradicts, nor through a runtime."""
+    assert sealed.hauberk("install", "podman", "--fail-open", "--replace").returncode == 0
+    settings = Path("/etc/hauberk/agent.yaml")
+    settings.parent.mkdir(mode=0o700, exist_ok=True)
+    settings.write_text("mode: host\n")
+    settings.chmod(0o600)
+    alone.agent.end()
+    command = [str(HOOK), "--fail-open", "createRuntime"]
+    done = subprocess.run(command, input='{"id":"web"}', capture_output=True, text=True, check=False, env={})
+    assert (done.returncode, "the kernel is sealed" in done.stderr) == (1, True), done.stderr
+    bundle = alone.runc.write("opened")
+    configuration = json.loads((bundle.directory / "config.json").read_text())
+    configuration["hooks"]["createRuntime"][0]["args"].insert(1, "--fail-open")
+    (bundle.directory / "config.json").write_text(json.dumps(configuration))
+    refused = alone.runc.runtime.create("opened", bundle)
+    assert refused.status != 0
+    assert "--fail-open has no effect" in refused.errors + refused.output
+    assert "cannot be started" in refused.errors + refused.output
+    alone.runc.bundles.pop("opened").remove()
 
 
 @pytest.mark.parametrize("step", [*QUICK_STEPS, faulty.RELEASE[1]])
@@ -412,7 +436,10 @@ def test_killed_at_a_step_the_container_is_refused_or_protected(alone: Guest, st
 @pytest.mark.long
 def test_killed_200_times_no_container_is_ever_open(alone: Guest) -> None:
     steps = itertools.cycle((*faulty.REGISTRATION, *faulty.RELEASE))
-    outcomes = [kill_at(alone, step) for step in itertools.islice(steps, KILLS)]
+    outcomes = []
+    for step in itertools.islice(steps, KILLS):
+        outcomes.append(kill_at(alone, step))
+        recover(alone)
     print({outcome: outcomes.count(outcome) for outcome in set(outcomes)})
     assert set(outcomes) == {"refused", "protected"}
 
