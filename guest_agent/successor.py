@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from guest_agent.child import ChildError
 from guest_agent.engines.bpf_lsm.plan import PlanError, fingerprint
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from guest_agent.records import Record
     from guest_agent.workloads.selection import PolicySet
     from hauberk.policy.rules import RuleSet
+
+
+PATIENCE_SECONDS: Final = 60.0
+"""How long a submission waits for registrations under way."""
 
 
 class SubmitError(HauberkError):
@@ -140,12 +144,23 @@ class Turnstile:
                 self.condition.notify_all()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Do what must be alone."""
+    def alone(self, patience: float = PATIENCE_SECONDS) -> Iterator[None]:
+        """Do what must be alone.
+
+        Raises SubmitError when those under way do not end within ``patience`` seconds: one that hangs must not keep
+        all that come after it waiting too.
+        """
         with self.condition:
             self.condition.wait_for(lambda: not self.closed)
             self.closed = True
-            self.condition.wait_for(lambda: not self.passing)
+            if not self.condition.wait_for(lambda: not self.passing, patience):
+                self.closed = False
+                self.condition.notify_all()
+                message = (
+                    f"found {self.passing} registrations under way for {patience:g} s, expected them to end; "
+                    "submit the bundle again"
+                )
+                raise SubmitError(message)
         try:
             yield
         finally:

@@ -599,6 +599,15 @@ def test_registrations_and_submissions_wait_for_each_other() -> None:
     assert order == ["registered", "submitted"]
     with turnstile.passage(), turnstile.passage():
         order.append("side by side")
+    with (
+        turnstile.passage(),
+        pytest.raises(SubmitError, match="1 registrations under way"),
+        turnstile.alone(0.01),
+    ):
+        order.append("never")
+    assert "never" not in order
+    with turnstile.passage():
+        order.append("open again")
     with turnstile.alone():
         order.append("again")
 
