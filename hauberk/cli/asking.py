@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hauberk.cli import inputs
 from hauberk.cli.inputs import UsageError
@@ -23,7 +23,7 @@ from hauberk.policy.selectors import Scope, WorkloadIdentity
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from hauberk.cli.inputs import Inputs
     from hauberk.policy.collection import NormalPolicy
@@ -87,12 +87,22 @@ def workload(arguments: argparse.Namespace) -> Subject:
             scope = Scope.HOST
         covering = [policy for policy in policies if policy.selector.scope is scope]
     else:
-        covering = [policy for policy in policies if policy.covers(identity)]
+        covering = [policy for policy in policies if policy.covers(identity)] if _within(given.target, identity) else []
     default = given.default or "deny"
     whose = f"that of the bundle is {default}" if given.default else "that of a bundle is deny unless it says otherwise"
     uncovered = f"no policy covers this workload, so a default decides; {whose}"
     rule_set = settings.apply(_joined(covering, arguments, given, settings)) if covering else None
     return Subject(rule_set, scope, DEFAULTS[default], settings.mode, uncovered)
+
+
+def _within(target: Mapping[str, Any] | None, identity: WorkloadIdentity) -> bool:
+    """Whether a bundle's policies are for this workload at all; targets say nothing of hosts."""
+    if target is None or identity.host:
+        return True
+    labels: dict[str, str] = target.get("labels", {})
+    return identity.image_digest in target.get("imageDigests", (identity.image_digest,)) and all(
+        identity.labels.get(key) == value for key, value in labels.items()
+    )
 
 
 def _joined(
@@ -107,7 +117,7 @@ def _joined(
 
 def _identity(arguments: argparse.Namespace) -> tuple[WorkloadIdentity | None, Scope]:
     """Give the workload described on the command line, or None where nothing is said about it."""
-    of_container = bool(arguments.label or arguments.container_name or arguments.namespace)
+    of_container = bool(arguments.label or arguments.container_name or arguments.namespace or arguments.image_digest)
     of_host = bool(arguments.node_label or arguments.host_name)
     if of_container and (of_host or arguments.host):
         message = "found options about a container and about the host, expected one workload. Leave one of them out"
@@ -121,6 +131,7 @@ def _identity(arguments: argparse.Namespace) -> tuple[WorkloadIdentity | None, S
             namespace=arguments.namespace,
             labels=labels,
             container_name=arguments.container_name,
+            image_digest=arguments.image_digest,
             host=of_host,
             host_name=arguments.host_name,
         ),

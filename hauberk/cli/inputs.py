@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hauberk.errors import HauberkError
 from hauberk.policy import documents
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from hauberk.policy.cache import Cache
     from hauberk.policy.rules import Section, Verdict
@@ -44,7 +44,7 @@ class Inputs(NamedTuple):
     default: str | None = None
     posture: str | None = None
     postures: tuple[tuple[Section, Verdict], ...] = ()
-    target: object = None
+    target: Mapping[str, Any] | None = None
 
 
 def read(names: Iterable[str]) -> Inputs:
@@ -76,7 +76,7 @@ def _unpacked(name: str, content: bytes) -> Inputs:
         bundle.default.value,
         bundle.posture.value,
         tuple((section, verdicts[posture.value]) for of, posture in bundle.terms.postures for section in sections[of]),
-        bundle.terms.target and bundle.terms.target.as_json(),
+        None if bundle.terms.target is None else bundle.terms.target.as_json(),
     )
 
 

@@ -175,6 +175,9 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     )
     workload.add_argument("--container-name", default="", metavar="N", help="name of the container")
     workload.add_argument("--namespace", default="", metavar="NS", help="namespace of the workload")
+    workload.add_argument(
+        "--image-digest", default="", metavar="sha256:…", help="of the container's image, for a bundle with a target"
+    )
     workload.add_argument("--host", action="store_true", help="the workload is the host itself")
     workload.add_argument(
         "--node-label", action="append", default=[], metavar="K=V", help="label of the host; repeatable"

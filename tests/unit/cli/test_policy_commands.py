@@ -251,6 +251,19 @@ def test_a_bundle_brings_default_and_postures(tmp_path: Path, capsys: pytest.Cap
     assert main(["policy", "check", plain]) == 0
 
 
+def test_a_container_outside_of_the_target_gets_the_default(tmp_path: Path) -> None:
+    digest = "sha256:" + "0" * 64
+    images = a_bundle(tmp_path / "i", conditions=terms.Terms(target=terms.Target(image_digests=(digest,))))
+    labels = a_bundle(tmp_path / "l", conditions=terms.Terms(target=terms.Target(labels=(("tier", "x"),))))
+    question = ("--protocol", "raw", "--label", "app=web")
+    assert explain(images, *question) == 0
+    assert explain(images, *question, "--image-digest", digest) == 1
+    assert explain(labels, *question) == 0
+    assert explain(labels, *question, "--label", "tier=x") == 1
+    assert explain(labels, "--protocol", "raw", "--host-name", "h") == 0
+    assert explain(images, "--protocol", "raw") == 1
+
+
 def test_a_bundle_stands_alone(tmp_path: Path, container: str, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = a_bundle(tmp_path / "bundle", conditions=terms.NO_TERMS)
     assert explain(bundle, container, "--protocol", "raw") == 2

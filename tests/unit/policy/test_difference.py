@@ -268,15 +268,33 @@ def said(question: Question) -> list[Question]:
     ]
 
 
-@given(pairs(), st.lists(st.tuples(workloads, questions()), min_size=1, max_size=12))
-@settings(max_examples=300)
-def test_each_question_on_which_they_disagree_is_in_a_change(
+def hold_each_disagreement_to_a_change(
     sides: tuple[Side, Side], asked: list[tuple[WorkloadIdentity, Question]]
 ) -> None:
     changes = compare(*sides)
     for workload, question in asked:
         if verdict(sides[0], workload, question) is not verdict(sides[1], workload, question):
             assert any(contains(change, sides, workload, one) for one in said(question) for change in changes)
+
+
+asking = st.lists(st.tuples(workloads, questions()), min_size=1, max_size=12)
+
+
+@given(pairs(), asking)
+@settings(max_examples=300)
+def test_each_question_on_which_they_disagree_is_in_a_change(
+    sides: tuple[Side, Side], asked: list[tuple[WorkloadIdentity, Question]]
+) -> None:
+    hold_each_disagreement_to_a_change(sides, asked)
+
+
+@pytest.mark.long
+@given(pairs(), asking)
+@settings(max_examples=5000)
+def test_each_question_on_which_they_disagree_is_in_a_change_at_length(
+    sides: tuple[Side, Side], asked: list[tuple[WorkloadIdentity, Question]]
+) -> None:
+    hold_each_disagreement_to_a_change(sides, asked)
 
 
 @given(pairs())
