@@ -108,13 +108,13 @@ def record_path(name: str) -> str:
 
 
 def _apply(tree: Tree, prepared: Prepared) -> None:
-    made = [step for step in prepared.steps if step.action == "directory"]
-    apply(made, tree)
+    first = [step for step in prepared.steps if f"{RECORDS}/".startswith(f"{step.path}/")]  # where the record lies
+    apply(first, tree)
     path = record_path(prepared.record.target)
     content = prepared.record.encode()
     if any(step.changes for step in prepared.steps) or tree.read(path) != content:
         tree.write(path, content, _RECORD_MODE)
-    apply([step for step in prepared.steps if step.action != "directory"], tree)
+    apply([step for step in prepared.steps if step not in first], tree)
 
 
 def _take_back(tree: Tree, name: str, prepared: Prepared) -> None:
