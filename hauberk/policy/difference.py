@@ -243,6 +243,11 @@ class _Pair:
         for rule in self._rules:
             if rule.kind in PATH_KINDS:
                 rules.setdefault(PathObject(rule.kind, rule.value, rule.recursive), []).append(rule)
+        for rule in self._rules:
+            if rule.section in _PATH_SECTIONS:
+                for source in rule.sources:
+                    # what an executable maps of itself is judged apart, so its path must not stand for others
+                    rules.setdefault(PathObject(ObjectKind.PATH, source, recursive=False), [])
         named = list(rules)
         relevant: set[int] | None = None
         if self._same_privileges and all(self._same_frame[section] for section in _PATH_SECTIONS):

@@ -381,6 +381,14 @@ def test_what_is_left_out_hides_no_change() -> None:
     assert (refused.effect, refused.question.source, refused.question.arguments) == ("refused", "/b", ("other",))
 
 
+def test_a_program_does_not_stand_for_what_lies_beside_it() -> None:
+    """``/a`` is the shortest path of the class, and what it maps of itself is no question for rules."""
+    start = OLD.partition(b"  file:")[0]
+    rule = b"  process: {matchDirectories: [{dir: /a/, recursive: true, fromSource: [{path: /a}]}]}\n"
+    allowed = told(side(start + rule), side(start + rule.replace(b"path: /a", b"path: /c")))
+    assert ("allowed", "map", "/a/x") in allowed
+
+
 def test_a_workload_that_no_policy_covers_any_more_gets_the_default() -> None:
     elsewhere = OLD.replace(b"app: web", b"app: db")
     changes = compare(side(OLD, default=Verdict.DENY), side(elsewhere, default=Verdict.DENY))
