@@ -36,6 +36,8 @@ MAXIMUM_PROBLEMS = 1000
 """Most problems of one file that are told; then the rest of the file is not read."""
 
 FieldPath = tuple[str | int, ...]
+_TEXT_OF_ONE_VALUE = 1024
+"""Each use of a text by an alias counts as one value for so many characters, as reading it again takes its time."""
 
 _TAG = "tag:yaml.org,2002:"
 _SCALAR_TAGS = frozenset(_TAG + name for name in ("str", "int", "bool", "null", "float"))
@@ -105,7 +107,7 @@ class _Node:
     """A value with its place.
 
     ``value`` is plain throughout. ``parts`` are the nodes of a list, or those of a mapping by key, each with the key's
-    place. ``size`` counts the values in it, aliases in full.
+    place. ``size`` counts the values in it, aliases in full, and a long text as several.
     """
 
     place: Place
@@ -279,7 +281,7 @@ class _Reader:
             self.check_tag(tag, (), place)
             return None
         if tag in ("!", _TAG + "str") or (tag is None and not event.implicit[0]):
-            return _Node(place, text)
+            return _Node(place, text, 1 + len(text) // _TEXT_OF_ONE_VALUE)
         plain = _plain(text)
         expected = {_TAG + "int": int, _TAG + "bool": bool, _TAG + "float": float, _TAG + "null": type(None)}.get(
             tag or ""
@@ -292,7 +294,7 @@ class _Reader:
                 "Remove the tag",
             )
             return None
-        return _Node(place, plain)
+        return _Node(place, plain, 1 + len(text) // _TEXT_OF_ONE_VALUE)
 
     def list_(self, events: Iterator[Any], place: Place, depth: int) -> _Node | None:
         yaml = self.yaml

@@ -265,6 +265,11 @@ def has_wildcards(text: str) -> bool:
     return "*" in text or "?" in text
 
 
+def has_groups(text: str) -> bool:
+    """Tell whether a text written as a path has what is a group or class in a pattern; some names do have these."""
+    return re.search(r"\{[^{}]*,[^{}]*\}|\[[^\[\]]+\]", text) is not None
+
+
 def escape(path: str) -> str:
     """Give the pattern that matches exactly ``path``."""
     return "".join("\\" + character if character in "*?[]{}\\," else character for character in path)

@@ -150,8 +150,24 @@ def name_list(value: str) -> tuple[str, ...] | None:
 
 def check_container_name(value: str) -> None:
     """Raise :class:`ExpressionError` unless the special label's value is a list of names or a usable expression."""
-    if not names_none(value) and name_list(value) is None:
+    if names_none(value):
+        return
+    names = name_list(value)
+    if names is None:
         parse_expression(value)
+        return
+    for name in names:
+        if not is_name(name):
+            message = (
+                "brackets around the whole of it, which make it a list, and in the list what is no name; "
+                "for an expression that starts with a class put it into '(?:' and ')'"
+            )
+            raise ExpressionError(message)
+
+
+def is_name(text: str) -> bool:
+    """Tell whether containers and namespaces can be called so: letters, digits, ``_``, ``.`` and ``-``."""
+    return re.fullmatch(r"[A-Za-z0-9][-A-Za-z0-9_.]*", text) is not None
 
 
 def names_none(value: str) -> bool:

@@ -26,9 +26,15 @@ NULL_IS_ABSENT_MARK = "null is absent"
 """Key in a field's JSON schema: null may be written there."""
 
 
-def refuse(expected: str, advice: str, found: str = "", below: FieldPath = ()) -> NoReturn:
-    """Refuse the value being validated, or what stands in it at ``below``. Empty ``found``: the value itself."""
-    context = {"found": found, "expected": expected, "advice": advice, "below": below}
+def refuse(
+    expected: str, advice: str, found: str = "", below: FieldPath = (), near: tuple[str, Iterable[str]] = ("", ())
+) -> NoReturn:
+    """Refuse the value being validated, or what stands in it at ``below``. Empty ``found``: the value itself.
+
+    ``near`` is a word and what may have been meant by it, which replaces the advice where something is near. It is
+    looked for when the problem is told, as that takes long and not all problems are.
+    """
+    context = {"found": found, "expected": expected, "advice": advice, "below": below, "near": near}
     raise PydanticCustomError("hauberk", "{expected}", context)  # noqa: EM101
 
 

@@ -72,7 +72,8 @@ def examine(files: Iterable[tuple[str, bytes]]) -> tuple[list[Policy], list[Prob
         for file, data in files:
             told: list[Problem] = []
             for document in documents.read(data, file, told):
-                policy, of_document = check(document)
+                serious = sum(not problem.warning for problem in told)
+                policy, of_document = check(document, min(MAXIMUM_PROBLEMS, max(0, MAXIMUM_FILE_PROBLEMS - serious)))
                 told += of_document
                 if policy is None:
                     continue
@@ -115,8 +116,11 @@ def _not_too_many(told: list[Problem], file: str) -> list[Problem]:
     return [*told[:MAXIMUM_FILE_PROBLEMS], last]
 
 
-def check(document: Document) -> tuple[Policy | None, list[Problem]]:
-    """Check one document: the policy if it is valid, and what is to be told of it."""
+def check(document: Document, most: int = MAXIMUM_PROBLEMS) -> tuple[Policy | None, list[Problem]]:
+    """Check one document: the policy if it is valid, and what is to be told of it.
+
+    Of its mistakes, the first ``most`` are told one by one; to word one takes longer than to find it.
+    """
     value = document.value
     if not isinstance(value, dict):
         expected = "a mapping with apiVersion, kind, metadata and spec"
@@ -133,9 +137,9 @@ def check(document: Document) -> tuple[Policy | None, list[Problem]]:
         policy = Policy(model.model_validate(value), document)
     except ValidationError as errors:
         found = errors.errors(include_url=False)
-        problems = [translate(document, model, dict(error)) for error in found[:MAXIMUM_PROBLEMS]]
-        if len(found) > MAXIMUM_PROBLEMS:
-            more = f"{len(found) - MAXIMUM_PROBLEMS} more problems in this document"
+        problems = [translate(document, model, dict(error)) for error in found[:most]]
+        if len(found) > most:
+            more = f"{len(found) - most} more problems in this document"
             problems.append(problem_at(document, (), more, "none", "Correct the first ones and check again"))
         return None, problems
     return policy, list(warnings(document, policy.kind))

@@ -71,7 +71,8 @@ def translate(document: Document, model: type[BaseModel], error: dict[str, Any])
         return _missing(document, path)
     found = context.get("found") or shown(error["input"])
     if kind == "hauberk":
-        return problem_at(document, (*path, *context["below"]), found, context["expected"], context["advice"])
+        advice = suggestion(*context["near"]) or context["advice"]
+        return problem_at(document, (*path, *context["below"]), found, context["expected"], advice)
     if kind == "literal_error":
         return wrong_word(document, path, error["input"], re.findall(r"'([^']*)'", context["expected"]))
     expected, advice = _EXPECTATIONS.get(kind, (error["msg"], "Correct the value"))

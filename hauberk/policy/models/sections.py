@@ -203,12 +203,19 @@ class Preset(Strict):
 class DeviceRule(Attributes):
     """USB devices. What is not said matches any; ``level`` counts ports from a root port, which is 1."""
 
-    model_config = ConfigDict(populate_by_name=True)
-
     class_: Annotated[DeviceClass, Field(alias="class")]
     subClass: Annotated[Byte | None, NOT_NULL] = None
     protocol: Annotated[Byte | None, NOT_NULL] = None
     level: Annotated[Annotated[int, Field(ge=1, le=_MAXIMUM_HUBS)] | None, NOT_NULL] = None
+
+
+def _number_of_rules(entry: Strict) -> int:
+    """Count the rules of an entry: a list with commas makes one of each word, and aliases repeat it cheaply."""
+    match entry:
+        case HostProtocol(protocol=words) | DnsQuery(domain=words) | CapabilityRule(capability=words):
+            return 1 + words.count(",")
+        case _:
+            return 1
 
 
 class _Section(Notes):
@@ -217,7 +224,7 @@ class _Section(Notes):
     @model_validator(mode="after")
     def _some_rule(self) -> Self:
         lists = [name for name in type(self).model_fields if name.startswith("match")]
-        number = sum(len(getattr(self, name)) for name in lists)
+        number = sum(_number_of_rules(entry) for name in lists for entry in getattr(self, name))
         if number == 0:
             refuse("at least one rule", f"Add a rule to {' or '.join(lists)}, or remove it", "a section without rules")
         if number > MAXIMUM_RULES:

@@ -19,12 +19,29 @@ def _nothing_for_null(value: object) -> object:
 _NULL_IS_EMPTY = BeforeValidator(_nothing_for_null)
 
 
+def _check_ordinary(pair: str, index: int) -> None:
+    """Refuse the special label in an expression: no container has it, so the policy would cover none."""
+    if pair.partition("=")[0] == selectors.CONTAINER_NAME_LABEL:
+        refuse(
+            "a label that containers have",
+            "Write it in matchLabels, where it stands for the container's name",
+            shown(pair),
+            ("values", index),
+        )
+
+
 class MatchExpression(Strict):
     """One element of ``matchExpressions`` for containers."""
 
     key: Literal["label"]
     operator: Literal["In", "NotIn"]
     values: Annotated[list[LabelPair], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _labels_alone(self) -> Self:
+        for index, value in enumerate(self.values):
+            _check_ordinary(value, index)
+        return self
 
 
 class ClusterExpression(Strict):
@@ -39,7 +56,8 @@ class ClusterExpression(Strict):
         for index, value in enumerate(self.values):
             if self.key == "label":
                 check_label_pair(value, ("values", index))
-            elif not value or "=" in value:
+                _check_ordinary(value, index)
+            elif not selectors.is_name(value):
                 refuse(
                     "the name of a namespace", "Write the name, or use the key label", shown(value), ("values", index)
                 )

@@ -52,10 +52,11 @@ def warnings(document: Document, kind: str) -> Iterator[Problem]:
 
 
 def _fields(value: object, path: FieldPath) -> Iterator[tuple[FieldPath, object]]:
-    """Give each named field below a value."""
+    """Give each named field below a value. Labels are no fields, whatever they are called, but for the special one."""
     if isinstance(value, dict):
         for name, item in value.items():
-            yield (*path, name), item
+            if path[-1] != "matchLabels" or name == selectors.CONTAINER_NAME_LABEL:
+                yield (*path, name), item
             yield from _fields(item, (*path, name))
     elif isinstance(value, list):
         for index, item in enumerate(value):
@@ -78,7 +79,7 @@ def _directory(_: FieldPath, found: object) -> _Remark | None:
             "a '/' at the end of a directory",
             f"Write {shown(found + '/')}; it is taken for the directory, not for a file of that name",
         )
-    return None
+    return _literally(found)
 
 
 def _pattern(path: FieldPath, found: object) -> _Remark | None:
@@ -87,6 +88,16 @@ def _pattern(path: FieldPath, found: object) -> _Remark | None:
             f"{shown(found)}, which has wildcards",
             "a path",
             "Move it to matchPatterns; it is taken for a pattern, not for a file with such a name",
+        )
+    return _literally(found)
+
+
+def _literally(found: object) -> _Remark | None:
+    if isinstance(found, str) and globs.has_groups(found):
+        return _Remark(
+            f"{shown(found)}, with what groups names in patterns",
+            "a path",
+            "Use matchPatterns if that is meant; it is taken for a name with these very characters",
         )
     return None
 
@@ -121,6 +132,7 @@ _CHECKS: dict[str, Callable[[FieldPath, object], _Remark | None]] = {
     "matchExpressions": _null("no condition"),
     "selector": _null("all namespaces"),
     "dir": _directory,
+    "execname": _pattern,
     "path": _pattern,
     "cidr": _network,
     "action": _preset,

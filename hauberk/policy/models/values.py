@@ -7,6 +7,7 @@ end. What a text means is for the normal form; here is decided whether it means 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from hauberk.policy import globs, traffic
-from hauberk.policy.models.base import refuse, shown, suggestion
+from hauberk.policy.models.base import refuse, shown
 from hauberk.policy.syscall_names import SYSCALL_NAMES
 from hauberk.policy.vocabulary import (
     ALL_DEVICES,
@@ -31,6 +32,7 @@ _MAXIMUM_NAME = 255
 _MAXIMUM_DOMAIN = 253
 _MAXIMUM_WORDS = 256
 _NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?")
+_LABEL_KEY = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_./]*")
 _DOMAIN_LABEL = re.compile(r"[A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?")
 
 
@@ -90,6 +92,11 @@ def _pattern(pattern: str) -> str:
     if not pattern.startswith(("/", "{", "**")):
         refuse("a pattern for absolute paths", "Start it with '/', or with '**' for any directory")
     _check_components("/" + pattern.lstrip("/") if not pattern.startswith("//") else pattern)
+    if pattern.endswith("/"):
+        refuse(
+            "a pattern of paths, which have no '/' at their end",
+            "Remove the '/', or write '/**' for all that is below a directory",
+        )
     try:
         globs.parse(pattern)
     except globs.GlobError as error:
@@ -123,7 +130,7 @@ def _word_of(choices: tuple[str, ...], expected: str, *, case: Callable[[str], s
 
     def check(word: str) -> str:
         if case(word) not in choices:
-            refuse(expected, suggestion(word, choices) or f"Write one of {', '.join(choices)}", shown(word))
+            refuse(expected, f"Write one of {', '.join(choices)}", shown(word), near=(word, choices))
         return word
 
     return check
@@ -132,6 +139,7 @@ def _word_of(choices: tuple[str, ...], expected: str, *, case: Callable[[str], s
 def _list_of(check: Callable[[str], str]) -> Callable[[str], str]:
     """Give the check of words with commas between them; spaces around them do not count."""
 
+    @functools.lru_cache(maxsize=256)  # aliases repeat long lists cheaply; what is refused is not kept
     def check_all(words: str) -> str:
         if words.count(",") >= _MAXIMUM_WORDS:
             refuse(
@@ -163,8 +171,8 @@ def _domain(name: str) -> str:
 
 def _syscall(name: str) -> str:
     if name not in SYSCALL_NAMES:
-        advice = suggestion(name, SYSCALL_NAMES) or "Write the name as in syscalls(2), such as unlink"
-        refuse("the name of a Linux system call", advice)
+        advice = "Write the name as in syscalls(2), such as unlink"
+        refuse("the name of a Linux system call", advice, near=(name, SYSCALL_NAMES))
     return name
 
 
@@ -174,7 +182,8 @@ def _device_class(text: str) -> str:
     except ValueError:
         refuse(
             "a USB class: a name, a number from 1 to 255 or 0x1 to 0xff, or ALL",
-            suggestion(text, (*DEVICE_CLASSES, ALL_DEVICES)) or f"Write one of {', '.join(DEVICE_CLASSES)}",
+            f"Write one of {', '.join(DEVICE_CLASSES)}",
+            near=(text, (*DEVICE_CLASSES, ALL_DEVICES)),
         )
     return text
 
@@ -186,7 +195,7 @@ def _traffic(check: Callable[[str], Any], names: Iterable[str] = ()) -> AfterVal
         try:
             check(text)
         except traffic.TrafficError as error:
-            refuse(error.expected, suggestion(text, names) or error.advice)
+            refuse(error.expected, error.advice, near=(text, names))
         return text
 
     return AfterValidator(validate)
@@ -198,9 +207,9 @@ def _label_pair(pair: str) -> str:
 
 
 def check_label_pair(pair: str, below: tuple[str | int, ...] = ()) -> None:
-    """Refuse what is not ``key=value``."""
-    key, equals, _ = pair.partition("=")
-    if not key or not equals:
+    """Refuse what is not ``key=value``, and what no label can be: it would be looked for in vain."""
+    key, equals, value = pair.partition("=")
+    if not _LABEL_KEY.fullmatch(key) or not equals or value != value.strip() or value.startswith("="):
         refuse("a label and its value as 'key=value'", "Write the label's name, '=' and its value", shown(pair), below)
 
 

@@ -187,6 +187,10 @@ ROWS: dict[str, tuple[str, ...]] = {
         f"{SELECTORS}::test_a_hostile_name_is_matched_in_linear_time",
     ),
     "container name as a list or an expression": (f"{SELECTORS}::test_what_a_selector_matches",),
+    "special label in an expression": (f"{KINDS}::test_a_mistake_is_told_at_its_line",),
+    "names in selectors that nothing has": (f"{KINDS}::test_a_mistake_is_told_at_its_line",),
+    "`/` at the end of a pattern": (f"{KINDS}::test_a_mistake_is_told_at_its_line",),
+    "groups and classes in `path`, `dir`, `execname`": (f"{KINDS}::test_what_is_tolerated_is_warned_of",),
     "container name as an expression": (f"{SELECTORS}::test_what_a_selector_matches",),
     "two policies of one name": (f"{MODELS}::test_two_policies_of_one_name_are_refused",),
     # who is covered

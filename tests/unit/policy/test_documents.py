@@ -119,6 +119,16 @@ def test_exploding_aliases_are_refused() -> None:
     assert problems[0].line < 8
 
 
+@pytest.mark.parametrize("quote", ["", "'"])
+def test_a_long_text_counts_with_its_length_in_each_alias(quote: str) -> None:
+    aliases = ", ".join(["*x"] * 300)
+    found, problems = read_text(f"a: &x {quote}{'x' * 1024 * 1024}{quote}\nb: [{aliases}]\n")
+    assert found == []
+    (problem,) = problems
+    assert "aliases counted in full" in str(problem)
+    assert len(read_text(f"a: &x {quote}x{quote}\nb: [{aliases}]\n")[0]) == 1
+
+
 @pytest.mark.parametrize("opening", ["[", "{a: ", "- "])
 def test_deep_nesting_is_refused(opening: str) -> None:
     found, problems = read_text("a: " + opening * 900 if opening != "- " else opening * 900)

@@ -9,6 +9,7 @@ import pytest
 
 from hauberk.errors import PolicyError, Problem
 from hauberk.policy import models
+from hauberk.policy.models import loading, messages
 from tests.unit.policy.documents_of_each_kind import ALL, CLUSTER, CONTAINER, HOST, NETWORK, QUOTA
 
 
@@ -59,6 +60,7 @@ def test_values_keep_the_documents_spelling() -> None:
 
 # (document, text in it, what replaces it, field, part of the line, parts of the message)
 MUTATIONS = [
+    (CONTAINER, "/home/*/bin/**", "/home/*/bin/", "spec.process.matchPatterns[0].pattern", ["no '/' at their end"]),
     (CONTAINER, "protocol: tcp", "protocol: tpc", "spec.network.matchProtocols[0].protocol", ["Did you mean 'tcp'?"]),
     (CONTAINER, "protocol: tcp", "protocol: Tcp", "spec.network.matchProtocols[0].protocol", ["Did you mean 'tcp'?"]),
     (CONTAINER, "protocol: tcp", "protocol: tcp,", "spec.network.matchProtocols[0].protocol", ['found ""']),
@@ -116,11 +118,20 @@ MUTATIONS = [
     (HOST, "subClass: 6", "subClass: 256", "spec.device.matchDevice[0].subClass", ["a whole number from 0 to 255"]),
     (HOST, "protocol: 80", "protocol: -1", "spec.device.matchDevice[0].protocol", ["a whole number from 0 to 255"]),
     (HOST, "level: 1", "level: 0", "spec.device.matchDevice[0].level", ["a whole number from 1 to 6"]),
+    (HOST, "class: ALL", "class_: ALL", "spec.device.matchDevice[4].class_", ["Did you mean 'class'?"]),
     (HOST, "level: 1", "lvl: 1", "spec.device.matchDevice[0].lvl", ["Did you mean 'level'?"]),
     (HOST, "class: ALL", "clas: ALL", "spec.device.matchDevice[4].clas", ["Did you mean 'class'?"]),
     (CLUSTER, "key: namespace", "key: namespaces", "spec.selector.matchExpressions[0].key",
      ["Did you mean 'namespace'?"]),
     (CLUSTER, "[app=web]", "[web]", "spec.selector.matchExpressions[1].values[0]", ["key=value"]),
+    (CLUSTER, "[app=web]", '["app = web"]', "spec.selector.matchExpressions[1].values[0]", ["key=value"]),
+    (CLUSTER, "[app=web]", "[app==web]", "spec.selector.matchExpressions[1].values[0]", ["key=value"]),
+    (CLUSTER, "[app=web]", "[app!=web]", "spec.selector.matchExpressions[1].values[0]", ["key=value"]),
+    (CONTAINER, "[tier=test]", '["tier=test "]', "spec.selector.matchExpressions[0].values[0]", ["key=value"]),
+    (CONTAINER, "[tier=test]", "[kubearmor.io/container.name=a]", "spec.selector.matchExpressions[0].values[0]",
+     ["Write it in matchLabels"]),
+    (CONTAINER, '"[a, b]"', '"[a-z]+-[0-9]"', "spec.selector.matchLabels.kubearmor.io/container.name", ["'(?:'"]),
+    (CLUSTER, "monitoring]", "'*']", "spec.selector.matchExpressions[0].values[1]", ["name of a namespace"]),
     (CLUSTER, "monitoring]", "a=b]", "spec.selector.matchExpressions[0].values[1]", ["name of a namespace"]),
     (CLUSTER, "    matchExpressions:", "    matchLabels: {a: b}\n    matchExpressions:", "spec.selector.matchLabels",
      ["Cluster policies select with matchExpressions"]),
@@ -208,6 +219,11 @@ WARNINGS = [
      "spec.syscalls.matchPaths[1].fromSource[0].dir", 'Write "/usr/bin/"'),
     (CONTAINER, "[{path: /bin/ping}]", "", "spec.capabilities.matchCapabilities[0].fromSource", "every source"),
     (CONTAINER, "path: /etc/shadow", "path: /etc/*", "spec.file.matchPaths[0].path", "taken for a pattern"),
+    (CONTAINER, "path: /etc/shadow", "path: '/etc/{shadow,gshadow}'", "spec.file.matchPaths[0].path", "these very"),
+    (CONTAINER, "path: /usr/bin/nginx", "path: '/usr/bin/nginx[12]'", "spec.process.matchPaths[0].fromSource[0].path",
+     "these very"),
+    (CONTAINER, "execname: bash", "execname: 'python[23]'", "spec.process.matchPaths[1].execname", "these very"),
+    (CONTAINER, "dir: /tmp/", "dir: '/{tmp,run}/'", "spec.process.matchDirectories[0].dir", "these very"),
     (CONTAINER, '"[a, b]"', '"[]"', "spec.selector.matchLabels.kubearmor.io/container.name", "every container"),
     (CONTAINER, '"[a, b]"', '""', "spec.selector.matchLabels.kubearmor.io/container.name", "every container"),
     (CONTAINER, "filelessExec\n      action: Block", "exec\n      action: Allow", "spec.presets[0].action",
@@ -294,6 +310,38 @@ def test_many_problems_of_many_documents_are_counted() -> None:
     assert len(problems) == 1001
     assert not any(problem.warning for problem in problems)
     assert problems[-1].found == "205 more problems in this file"
+
+
+def test_words_in_a_list_count_as_rules() -> None:
+    names = ",".join(f"n{number}" for number in range(256))
+    start = CONTAINER.index("      - domain: example.com")
+    rules = f"      - &many {{domain: '{names}'}}\n" + "      - *many\n" * 78
+    policies, problems = examine(CONTAINER[:start] + rules + CONTAINER[start:])
+    assert policies == []
+    (problem,) = problems
+    assert (problem.field, problem.found) == ("spec.network", f"{79 * 256 + 6} rules")
+
+
+def test_no_more_is_worded_than_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def nothing_near(word: str, _: object) -> str:
+        asked.append(word)
+        return ""
+
+    monkeypatch.setattr(messages, "suggestion", nothing_near)
+    monkeypatch.setattr(loading, "MAXIMUM_FILE_PROBLEMS", 7)
+    text = "---\n".join(CONTAINER.replace("[unlink, unlinkat]", "[a, b, c, d, e]") for _ in range(4))
+    policies, problems = examine(text)
+    assert (policies, len(problems)) == ([], 8)
+    assert asked == ["a", "b", "c", "d", "e", "a", "b"]
+
+
+@pytest.mark.parametrize("name", ["cidr", "dir", "path", "action", "fromSource", "selector"])
+def test_labels_are_no_fields(name: str) -> None:
+    text = CONTAINER.replace("      app: web", f"      app: web\n      {name}: Allow*")
+    policies, problems = examine(text)
+    assert (len(policies), problems) == (1, [])
 
 
 def test_the_garbage_collector_is_as_it_was_afterwards() -> None:
