@@ -234,20 +234,19 @@ class _Pair:
         """Give objects that stand for all, each with the rules that name it."""
         if operation in objects.PATH_OPERATIONS:
             if self._paths is None:
-                self._paths = list(self._path_objects())
+                self._paths = self._path_objects()
             return self._paths
         return self._other_objects(operation)
 
-    def _path_objects(self) -> Iterator[tuple[str, tuple[Rule, ...]]]:
+    def _path_objects(self) -> list[tuple[str, tuple[Rule, ...]]]:
         rules: dict[PathObject, list[Rule]] = {}
         for rule in self._rules:
             if rule.kind in PATH_KINDS:
                 rules.setdefault(PathObject(rule.kind, rule.value, rule.recursive), []).append(rule)
-        for rule in self._rules:
-            if rule.section in _PATH_SECTIONS:
-                for source in rule.sources:
-                    # what an executable maps of itself is judged apart, so its path must not stand for others
-                    rules.setdefault(PathObject(ObjectKind.PATH, source, recursive=False), [])
+        # What an executable maps of itself is judged apart: its path stands for others only where there is no other.
+        sources = {source for rule in self._rules if rule.section in _PATH_SECTIONS for source in rule.sources}
+        for source in sorted(sources):
+            rules.setdefault(PathObject(ObjectKind.PATH, source, recursive=False), [])
         named = list(rules)
         relevant: set[int] | None = None
         if self._same_privileges and all(self._same_frame[section] for section in _PATH_SECTIONS):
@@ -257,8 +256,12 @@ class _Pair:
                 for rule in self._changed[section]
             }
             relevant = {number for number, name in enumerate(named) if name in changed}
+        found: dict[tuple[Rule, ...], str] = {}
         for numbers, path in path_classes(named, relevant).items():
-            yield path, tuple(rule for number in sorted(numbers) for rule in rules[named[number]])
+            naming = tuple(rule for number in sorted(numbers) for rule in rules[named[number]])
+            if found.setdefault(naming, path) in sources:
+                found[naming] = path
+        return [(path, naming) for naming, path in found.items()]
 
     def _other_objects(self, operation: Operation) -> Iterator[tuple[str, tuple[Rule, ...]]]:
         rules = [rule for rule in self._rules if rule.section is SECTION_OF[operation]]
