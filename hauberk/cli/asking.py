@@ -23,7 +23,7 @@ from hauberk.policy.selectors import Scope, WorkloadIdentity
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from hauberk.cli.inputs import Inputs
     from hauberk.policy.collection import NormalPolicy
@@ -242,14 +242,20 @@ def _explainer(subject: Subject, rule_set: RuleSet, rootfs: str | None, stack: E
     return Explainer(expanded, resolver.resolve, resolver.owner_of, subject.mode, subject.scope)
 
 
-def _batch(explainer: Explainer, name: str, stack: ExitStack) -> int:
-    """Answer questions line by line. The exit code says whether all could be asked, not what was answered."""
+def _lines(name: str, stack: ExitStack) -> Iterator[str]:
     try:
-        lines = sys.stdin if name == "-" else stack.enter_context(open(name, encoding="utf-8"))  # noqa: PTH123, SIM115
+        yield from sys.stdin if name == "-" else stack.enter_context(open(name, encoding="utf-8"))  # noqa: PTH123, SIM115
     except OSError as error:
         message = f"found {name} unreadable ({error.strerror}), expected a file with questions. Check its name and mode"
         raise UsageError(message) from error
-    for number, line in enumerate(lines, 1):
+    except UnicodeDecodeError as error:
+        message = f"found {name} with bytes that are no text, expected questions in UTF-8. Save it so"
+        raise UsageError(message) from error
+
+
+def _batch(explainer: Explainer, name: str, stack: ExitStack) -> int:
+    """Answer questions line by line. The exit code says whether all could be asked, not what was answered."""
+    for number, line in enumerate(_lines(name, stack), 1):
         if not line.strip():
             continue
         try:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from hauberk.policy import objects
 from hauberk.policy.annotations import Mode
 from hauberk.policy.answers import as_json, as_text, rule_as_json, rule_as_text, verdict_as_json
-from hauberk.policy.coverage import unenforced
+from hauberk.policy.coverage import ENFORCED_SECTIONS, strictest, unenforced
 from hauberk.policy.index import RuleIndex
 from hauberk.policy.objects import PATH_OPERATIONS, QuestionError
 from hauberk.policy.rules import (
@@ -129,6 +129,7 @@ class Explainer:
         self._mode = mode
         self._scope = scope
         self._index = RuleIndex(rule_set.rules)
+        self._held: RuleSet | None = None
 
     def ask(self, question: Question) -> Answer:
         """Answer one question. Raises :class:`hauberk.errors.FactsError` where a path cannot be looked at."""
@@ -136,6 +137,7 @@ class Explainer:
         asked = objects.read(seen.operation, seen.object)
         if seen.operation is Operation.MAP and seen.source == seen.object:
             decision = Decision(Verdict.ALLOW, None, "its own program was judged when it was executed")
+            held: tuple[str, ...] = ()
         else:
             matching = self._index.matching_object(asked)
             decision = max(
@@ -145,8 +147,26 @@ class Explainer:
                 ),
                 key=lambda possible: possible.verdict,
             )
-        notes = (*_notes(seen, decision), *self._unenforced(seen, decision))
+            held = self._held_otherwise(seen, matching, decision)
+        notes = (*_notes(seen, decision), *(held or self._unenforced(seen, decision)))
         return Answer(question, seen, self._mode.apply(decision), notes)
+
+    def _held_otherwise(self, seen: Question, matching: tuple[Rule, ...], decision: Decision) -> tuple[str, ...]:
+        """Say so where the engine, which is given the strictest reading of rules, answers otherwise than they do."""
+        section = SECTION_OF[seen.operation]
+        if self._scope is not Scope.CONTAINER or section not in ENFORCED_SECTIONS:
+            return ()
+        deciding = ENFORCED_SECTIONS if seen.operation is Operation.MAP else {section}  # mapping asks about writing too
+        about = (rule for rule in matching if rule.section in deciding)
+        reason = next((why for rule in about if (why := unenforced(rule, self._scope))), None)
+        if reason is None:
+            return ()
+        if self._held is None:
+            self._held = replace(self.rule_set, rules=strictest(self.rule_set.rules))
+        held = decide(self._held, strictest(matching), seen.operation, source=seen.source, owner=seen.owner).verdict
+        if held is decision.verdict:
+            return ()
+        return (f"{reason}: the answer is what the policy says, and {held.name.lower()} is what the engine does",)
 
     def _unenforced(self, seen: Question, decision: Decision) -> Iterator[str]:
         """Say so where the answer rests on a rule, or on an allow-list, that no engine enforces as it is written."""

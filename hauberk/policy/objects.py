@@ -54,6 +54,8 @@ CLUSTER_SUFFIXES = ("svc.cluster.local", "cluster.local")
 _TYPE_OF = {"tcp": "stream", "udp": "dgram", "icmp": "raw", "icmpv6": "raw", "sctp": "stream"}
 """The type of socket that a protocol is used with unless it is said."""
 _BYTE = 255
+_HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Halves of characters that stand for no byte of a path, as JSON can hold them."""
 _SHOWN_CHARACTERS = 120
 """So much of a text is repeated where it cannot be read."""
 
@@ -115,7 +117,8 @@ def read(operation: Operation, text: str) -> Object:
 def check_path(path: str, what: str = "path") -> str:
     """Give a path as it is. Raises :class:`QuestionError` unless it is absolute and has no detours."""
     parts = path.split("/")[1:] if path != "/" else ["-"]
-    if not path.startswith("/") or "\0" in path or any(part in ("", ".", "..") for part in parts):
+    detours = any(part in ("", ".", "..") for part in parts)
+    if not path.startswith("/") or "\0" in path or _HALF.search(path) or detours:
         message = (
             f"found the {what} {_shown(path)}, expected an absolute path without '.', '..' and extra '/'. Correct it"
         )

@@ -227,6 +227,22 @@ def test_wrong_usage(container: str, words: tuple[str, ...], message: str, capsy
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"operation": "read", "path": "/\xff"}', "questions in UTF-8"),
+        (b'{"operation": "read", "path": "/\\ud800"}', "question in line 1: found the path"),
+    ],
+)
+def test_questions_that_are_no_text(
+    tmp_path: Path, container: str, line: bytes, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "questions"
+    file.write_bytes(line)
+    assert explain(container, "--questions", str(file)) == 2
+    assert message in capsys.readouterr().err
+
+
 # ---- bundles as input ----
 
 

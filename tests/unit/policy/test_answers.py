@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from hauberk.policy import explain, models, normalise
+from hauberk.policy import coverage, explain, models, normalise
 from hauberk.policy.annotations import Mode
 from hauberk.policy.explain import Explainer, Question, QuestionError
 from hauberk.policy.resolution import RootResolver, expand
@@ -123,6 +123,29 @@ def test_an_answer_that_rests_on_what_no_engine_enforces_says_so(question: dict[
     found = [one for one in ask(question).notes if one.startswith("no engine")]
     assert len(found) == (note is not None)
     assert all(note in one and one.endswith("the answer is what the policy says") for one in found if note)
+
+
+@pytest.mark.parametrize("action", Action)
+@pytest.mark.parametrize("conditions", [{"allowed_arguments": ("-l",)}, {"terminal": False}])
+@pytest.mark.parametrize("near", [True, False])
+def test_an_answer_that_the_engine_gives_otherwise_says_so(
+    action: Action, conditions: dict[str, Any], *, near: bool
+) -> None:
+    rule = Rule(Section.PROCESS, ObjectKind.PATH, "/bin/a", action, Origin("p", "f"), **conditions)
+    question = {"operation": "execute", "path": "/bin/a", "arguments": ["-l" if near else "-x"], "terminal": not near}
+    answer = ask(question, normalise.join((rule,)))
+    engine = Explainer(normalise.join(coverage.in_force((rule,)))).ask(answer.asked).decision.verdict
+    said = [note for note in answer.notes if note.endswith("is what the engine does")]
+    assert len(said) == (engine is not answer.decision.verdict)
+    assert all(f"and {engine.name.lower()} is what the engine does" in note for note in said)
+    assert engine >= answer.decision.verdict or action is Action.AUDIT
+
+
+def test_what_another_section_says_makes_no_such_answer() -> None:
+    rule = Rule(Section.FILE, ObjectKind.PATH, "/bin/a", Action.BLOCK, Origin("p", "f"), terminal=False)
+    rules = normalise.join((rule,))
+    assert ask({"operation": "execute", "path": "/bin/a"}, rules).notes == ()
+    assert ask({"operation": "read", "path": "/bin/a", "terminal": False}, rules).notes != ()
 
 
 def test_so_does_one_that_rests_on_an_allow_list_and_one_about_a_host() -> None:
