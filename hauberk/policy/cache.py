@@ -5,9 +5,10 @@ An entry is found by the SHA-256 of everything its content follows from: the nam
 therefore always read), the sources of Hauberk's own reader, and the versions of Python and of the libraries it uses.
 So an entry can be missing, but not stale. Only what is valid is kept: an error is worth the time to find it again.
 
-An entry counts if it is a regular file of the user's own that nobody else may write, and if it is whole: it starts
-with the digest of the rest. Everything else about it, and every failure to write one, means that the policies are read
-as if there were no cache. No lock is needed, since an entry is put in place whole and never changed.
+An entry counts if it is a regular file of the user's own that nobody else may write, and if it is whole and in its own
+place: it starts with the digest of its name and of the rest. Everything else about it, and every failure to write one,
+means that the policies are read as if there were no cache. No lock is needed, since an entry is put in place whole and
+never changed.
 """
 
 from __future__ import annotations
@@ -86,11 +87,12 @@ class Cache:
 
     def find(self, files: Iterable[tuple[str, bytes]]) -> Collection | None:
         """Give what these files hold, if it was kept and can be believed."""
-        data = _read_own(self._path(files))
+        path = self._path(files)
+        data = _read_own(path)
         if data is None:
             return None
         digest, payload = data[:_DIGEST_LENGTH], data[_DIGEST_LENGTH:]
-        if digest != hashlib.sha256(payload).hexdigest().encode():
+        if digest != _digest(path, payload):
             return None
         # nothing of this is garbage: looking for some would cost a quarter of the time
         collecting = gc.isenabled()
@@ -113,7 +115,7 @@ class Cache:
         with contextlib.suppress(OSError):
             os.makedirs(self._directory, mode=0o700, exist_ok=True)  # noqa: PTH103 - see user_directory
             try:
-                _write_new(temporary, hashlib.sha256(payload).hexdigest().encode() + payload)
+                _write_new(temporary, _digest(path, payload) + payload)
                 os.replace(temporary, path)  # noqa: PTH105 - see user_directory
             except BaseException:
                 with contextlib.suppress(OSError):
@@ -136,6 +138,11 @@ class Cache:
             entries = [(entry.stat(follow_symlinks=False).st_mtime_ns, entry.path) for entry in found]
         for _, path in sorted(entries)[:-MAXIMUM_ENTRIES]:
             os.unlink(path)  # noqa: PTH108 - see user_directory
+
+
+def _digest(path: str, payload: bytes) -> bytes:
+    """Give what an entry starts with. It holds the entry's name, so that no entry can be put in another's place."""
+    return hashlib.sha256(path.rpartition("/")[2].encode() + payload).hexdigest().encode()
 
 
 def _read_own(path: str) -> bytes | None:

@@ -228,7 +228,7 @@ def test_what_cannot_be_believed_is_ignored_and_replaced(tmp_path: Path, monkeyp
         entry.write_bytes(bad)
         assert kept.find(FILES) is None
     for payload in (b"[", b"[[1], []]", b"{}", b"[[[]], []]", b"\xff", b"7"):
-        entry.write_bytes(hashlib.sha256(payload).hexdigest().encode() + payload)
+        entry.write_bytes(hashlib.sha256(entry.name.encode() + payload).hexdigest().encode() + payload)
         assert kept.find(FILES) is None
     kept.keep(FILES, Collection((), ()))
     assert entry.read_bytes() == good
@@ -251,6 +251,16 @@ def test_what_cannot_be_believed_is_ignored_and_replaced(tmp_path: Path, monkeyp
     assert kept.find(FILES) is None
     entry.unlink()
     entry.mkdir()
+    assert kept.find(FILES) is None
+
+
+def test_an_entry_in_the_place_of_another_is_ignored(tmp_path: Path) -> None:
+    kept = Cache(str(tmp_path))
+    kept.keep(FILES, Collection((), ()))
+    (entry,) = entries(tmp_path)
+    kept.keep([("other.yaml", b"")], Collection((), ()))
+    (other,) = (found for found in entries(tmp_path) if found != entry)
+    other.rename(entry)
     assert kept.find(FILES) is None
 
 
