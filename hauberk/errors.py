@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+def visible(text: str) -> str:
+    """Escape what a terminal would act on, line breaks included: names of files and texts in policies hold anything."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 class HauberkError(Exception):
     """Root of all errors raised on purpose. ``exit_code`` is what the command line ends with."""
 
@@ -47,7 +54,8 @@ class Problem:
 
     def __str__(self) -> str:
         """Render as ``file:line:column: [warning: ]field: found X, expected Y. What to do``."""
-        place = f"{self.file}:{self.line}:{self.column}: " if self.line else f"{self.file}: "
+        file = visible(self.file)
+        place = f"{file}:{self.line}:{self.column}: " if self.line else f"{file}: "
         field = f"{self.field}: " if self.field else ""
         return f"{place}{'warning: ' if self.warning else ''}{field}{self.describe()}"
 

@@ -17,7 +17,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from hauberk import __version__
-from hauberk.errors import HauberkError
+from hauberk.errors import HauberkError, visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else 0
     except HauberkError as error:
-        print(f"hauberk: {error}", file=sys.stderr)  # noqa: T201 - a command's output
+        lines = "\n".join(map(visible, str(error).split("\n")))
+        print(f"hauberk: {lines}", file=sys.stderr)  # noqa: T201 - a command's output
         return error.exit_code
     except BrokenPipeError:
         # The reader went away. Keep the interpreter from trying again at its end.

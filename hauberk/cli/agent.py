@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hauberk.errors import visible
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
@@ -67,7 +69,7 @@ def submit(arguments: argparse.Namespace, bundle: bytes, signature: bytes) -> in
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
                 raise
-            print(_visible(f"error: {error.details()}"), file=sys.stderr)
+            print(visible(f"error: {error.details()}"), file=sys.stderr)
             print("hauberk: the agent did not take it; everything is as before", file=sys.stderr)
             return NO
         if arguments.json:
@@ -76,7 +78,7 @@ def submit(arguments: argparse.Namespace, bundle: bytes, signature: bytes) -> in
         print(f"in force: bundle {done.bundle_name} version {done.bundle_version}, successor {done.successors}")
         print(f"sha256 {done.bundle_digest}, {done.workloads} running containers follow")
         for refused in done.refused:
-            print(_visible(f"refused everything from now on: container {refused.container_id}: {refused.reason}"))
+            print(visible(f"refused everything from now on: container {refused.container_id}: {refused.reason}"))
         return DONE
 
     return _asking(action)(arguments)
@@ -174,7 +176,7 @@ def _status(stub: Any, arguments: argparse.Namespace) -> int:  # noqa: ANN401 - 
     print(f"posture    {', '.join(shown)}")
     for told in status.unenforced:
         place = f"{told.file}:{told.line}:{told.column}: {told.policy} {told.field}"
-        print(_visible(f"unenforced {place}: {told.rule}: {told.reason}; {told.instead}"))
+        print(visible(f"unenforced {place}: {told.rule}: {told.reason}; {told.instead}"))
     print("counters   " + ", ".join(f"{name} {value}" for name, value in sorted(status.counters.items())))
     for warning in status.warnings:
         print(f"warning    {warning}")
@@ -191,7 +193,7 @@ def _workloads(stub: Any, arguments: argparse.Namespace) -> int:  # noqa: ANN401
         if workload.unenforced:
             policies += f" ({workload.unenforced} rule(s) not enforced as written)"
         line = f"{workload.id:>5}  {workload.state:<9} {workload.container_id:<32} {workload.cgroup:<32} {policies}"
-        print(_visible(line))
+        print(visible(line))
     return DONE
 
 
@@ -213,14 +215,7 @@ def _lines(alerts: Any, *, as_json: bool) -> Iterator[str]:  # noqa: ANN401 - a 
         else:
             where = plain["ContainerName"] or plain["ContainerID"] or "(no workload)"
             what = plain["Resource"] or plain["Data"]
-            yield _visible(
+            yield visible(
                 f"{plain['UpdatedTime']} {plain['Action']:<5} {plain['Operation']:<7} {what}"
                 f" by {plain['ProcessName'] or '?'} in {where}: {plain['PolicyName']} {plain['Rule']}"
             )
-
-
-def _visible(text: str) -> str:
-    """Escape what a terminal would act on: file names are a workload's choice, and a line is one alert."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hauberk.cli import inputs
 from hauberk.cli.asking import DEFAULTS, POSTURES
+from hauberk.errors import visible
 from hauberk.policy import collection
 from hauberk.policy.answers import rule_as_json, rule_as_text
 from hauberk.policy.difference import Side, compare
@@ -120,7 +121,7 @@ def _lines(change: Change) -> list[str]:
     if question.beyond_quota:
         words.append("beyond the quota")
     return [
-        " ".join(words),
+        visible(" ".join(words)),
         f"  before: {_outcome(change.before)}",
         f"  after:  {_outcome(change.after)}",
         f"  for:    {_workloads(change)}",
@@ -145,7 +146,7 @@ def _workload(workload: WorkloadIdentity) -> str:
         words.append("with " + ", ".join(f"{key}={value}" for key, value in workload.labels.items()))
     if workload.namespace:
         words.append(f"in namespace {workload.namespace}")
-    return " ".join(words)
+    return visible(" ".join(words))
 
 
 def _as_json(change: Change) -> dict[str, Any]:

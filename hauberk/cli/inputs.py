@@ -12,7 +12,7 @@ import stat
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hauberk.errors import HauberkError
+from hauberk.errors import HauberkError, visible
 from hauberk.policy import documents
 
 if TYPE_CHECKING:
@@ -171,5 +171,5 @@ def pairs(texts: Iterable[str], what: str) -> dict[str, str]:
 
 
 def write(text: str) -> None:
-    """Print a line or several."""
-    sys.stdout.write(text + os.linesep)
+    """Print a line or several, without anything that a terminal obeys."""
+    sys.stdout.write("\n".join(map(visible, text.split("\n"))) + "\n")

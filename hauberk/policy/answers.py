@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hauberk.errors import visible
 from hauberk.policy.documents import printable
 from hauberk.policy.objects import PATH_OPERATIONS
 from hauberk.policy.rules import DeviceMatch, Operation, PeerMatch, Rule, Section, SyscallMatch
@@ -95,7 +96,7 @@ def rule_as_text(rule: Rule) -> str:
     origin = rule.origin
     place = f"{origin.policy} {origin.field} at {origin.file}:{origin.line}:{origin.column}"
     words.append(f"(implied by Hauberk: {rule.message})" if rule.implied else f"({place})")
-    return _line(" ".join(words))
+    return visible(" ".join(words))
 
 
 def as_json(answer: Answer) -> dict[str, Any]:
@@ -156,11 +157,7 @@ def as_text(answer: Answer) -> str:
             lines.append(f"  but: {decision.reason}")
     lines += [f"  lost: {rule_as_text(rule)}: {why}" for rule, why in decision.lost]
     lines += [f"  note: {note}" for note in answer.notes]
-    return "\n".join(map(_line, lines))
-
-
-def _line(text: str) -> str:
-    return printable(text, len(text))
+    return "\n".join(map(visible, lines))
 
 
 def _object_name(question: Question) -> str:

@@ -19,7 +19,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hauberk.errors import Problem
+from hauberk.errors import Problem, visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,10 +88,7 @@ class Document:
 
 def printable(text: str, longest: int = 100) -> str:
     """Give a text of a document as it may stand in a message: without what a terminal obeys, and not too long."""
-    short = text if len(text) <= longest else text[: longest - 1] + "…"
-    if short.isprintable():
-        return short
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in short)
+    return visible(text if len(text) <= longest else text[: longest - 1] + "…")
 
 
 def field_name(path: FieldPath) -> str:

@@ -525,6 +525,32 @@ def test_a_link_that_leads_nowhere_is_told(tmp_path: Path, capsys: pytest.Captur
     assert "b.yaml unreadable" in capsys.readouterr().err
 
 
+def test_nothing_is_printed_that_a_terminal_obeys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = tmp_path / "\x1b[31m\nred.yaml"
+    text = CONTAINER.replace("/etc/shadow", '"/etc/\\e[2J\\nshadow"').replace("app: web", 'app: "\\e[1m\\nweb"')
+    name.write_text(text)
+    broken = tmp_path / "\x1b[32m\nbroken.yaml"
+    broken.write_text(BROKEN)
+    empty = tmp_path / "\x1b[33m\nempty"
+    empty.mkdir()
+    question = ("--operation", "read", "--path", "/etc/\x1b[2J\nshadow")
+    commands = (
+        ("check", str(name), str(broken)),
+        ("check", str(empty)),
+        ("explain", str(broken), *question),
+        ("explain", str(name), *question),
+        ("diff", str(name), str(tmp_path / "app.yaml")),
+    )
+    (tmp_path / "app.yaml").write_text(CONTAINER)
+    for command in commands:
+        main(["policy", *command])
+        told = capsys.readouterr()
+        lines = (told.out + told.err).split("\n")
+        assert len(lines) > 1
+        assert all(line.isprintable() for line in lines)
+        assert not any(line.startswith(("shadow", "web", "red", "broken")) for line in lines)
+
+
 def test_a_directory_that_goes_away_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(path: str) -> None:
         raise PermissionError(13, "Permission denied", path)
