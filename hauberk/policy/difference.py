@@ -295,7 +295,9 @@ class _Pair:
         directories = dict.fromkeys(entry for rule in about for entry in rule.source_directories)
         if directories:
             limits = [PathObject(ObjectKind.DIRECTORY, name, recursive) for name, recursive in directories]
-            limits += [PathObject(ObjectKind.PATH, source, recursive=False) for source in named if source]
+            # a directory's own path is no executable in it, and must not stand for those that are
+            apart = [*filter(None, named), *(name.rstrip("/") or "/" for name, _ in directories)]
+            limits += [PathObject(ObjectKind.PATH, path, recursive=False) for path in dict.fromkeys(apart)]
             named |= dict.fromkeys(path_classes(limits).values())
         if operation is Operation.MAP and not self._alike:
             named[text] = None  # a program's own file, of which rules say one thing and a default may say another

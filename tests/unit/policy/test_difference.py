@@ -389,6 +389,13 @@ def test_a_program_does_not_stand_for_what_lies_beside_it() -> None:
     assert ("allowed", "map", "/a/x") in allowed
 
 
+def test_a_directory_does_not_stand_for_the_programs_in_it() -> None:
+    start = OLD.partition(b"  file:")[0] + b"  file: {matchPaths: [{path: /x}]}\n"
+    rule = b"  syscalls: {matchSyscalls: [{syscall: [unlink], fromSource: [{dir: /a/}]}]}\n"
+    (audited,) = compare(side(start), side(start + rule))
+    assert (audited.effect, audited.question.object, audited.question.source) == ("audited", "unlink", "/a/x")
+
+
 def test_a_workload_that_no_policy_covers_any_more_gets_the_default() -> None:
     elsewhere = OLD.replace(b"app: web", b"app: db")
     changes = compare(side(OLD, default=Verdict.DENY), side(elsewhere, default=Verdict.DENY))
