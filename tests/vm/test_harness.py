@@ -8,65 +8,105 @@ import select
 import signal
 import subprocess
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.vm import harness
-from tests.vm.harness.lane import run_pytest
+from tests.vm.harness.lane import Report, run_pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
-def test_status_output_and_files_come_back(tmp_path: Path) -> None:
-    script = 'echo "on $(uname -r)"; mkdir "$HAUBERK_OUT/d"; echo kept > "$HAUBERK_OUT/d/f"; exit 7'
-    result = harness.run("6.1", ["sh", "-c", script], out_dir=tmp_path, timeout=120)
+SCRIPTS = {
+    "status": ("6.1", 'echo "on $(uname -r)"; mkdir "$HAUBERK_OUT/d"; echo kept > "$HAUBERK_OUT/d/f"; exit 7', 120.0),
+    "panic": ("6.1", "echo c > /proc/sysrq-trigger; sleep 60", 120.0),
+    "power-off": ("6.1", "busybox poweroff -f; sleep 60", 120.0),
+    "runner killed": ("6.1", "kill -KILL $PPID; sleep 60", 120.0),
+    "timeout": ("6.12", "sleep 1000", 12.0),
+    "claim": ("6.12", 'echo; echo "hauberk-vm-0 0"; exit 1', 120.0),
+    "tree": (
+        "6.12",
+        "echo spoilt > README.md; rm -rf hauberk; touch .venv/x 2>/dev/null && exit 1; ip -o link | grep -c .",
+        120.0,
+    ),
+}
+SAMPLES = {"skip": "import pytest\ndef test_a(): pytest.skip('x')\n", "none": "def helper(): pass\n"}
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Guests of this file: begun at once, as many side by side as in the rest of the lane."""
+
+    results: dict[str, Future[harness.Result]]
+    samples: dict[str, Future[Report]]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    place = tmp_path_factory.mktemp("harness")
+    caches = harness.REPOSITORY / ".cache" / "containers"  # of the caches, what goes along into the guest
+    caches.mkdir(parents=True, exist_ok=True)
+    files = {name: caches / f"test_sample_{name}_{os.getpid()}.py" for name in SAMPLES}
+    for name, file in files.items():
+        file.write_text(SAMPLES[name], "utf-8")
+
+    def boot(name: str) -> harness.Result:
+        kernel, script, timeout = SCRIPTS[name]
+        return harness.run(kernel, ["sh", "-c", script], out_dir=place / name, timeout=timeout)
+
+    def sample(name: str) -> Report:
+        file = str(files[name].relative_to(harness.REPOSITORY))
+        return run_pytest("6.12", [file, "-p", "tests.conftest"], place / name)
+
+    try:
+        with ThreadPoolExecutor(len(harness.KERNELS)) as pool:
+            samples = {name: pool.submit(sample, name) for name in SAMPLES}
+            yield Runs({name: pool.submit(boot, name) for name in SCRIPTS}, samples)
+    finally:
+        for file in files.values():
+            file.unlink()
+
+
+def test_status_output_and_files_come_back(runs: Runs) -> None:
+    result = runs.results["status"].result()
     assert (result.returncode, result.problem) == (7, None)
     assert result.output.startswith("on 6.1.")
-    assert (tmp_path / "d" / "f").read_text("utf-8") == "kept\n"
+    assert (result.out_dir / "d" / "f").read_text("utf-8") == "kept\n"
 
 
-@pytest.mark.parametrize(
-    "script",
-    ["echo c > /proc/sysrq-trigger; sleep 60", "busybox poweroff -f; sleep 60", "kill -KILL $PPID; sleep 60"],
-    ids=["panic", "power-off", "runner killed"],
-)
-def test_an_end_without_a_status_is_a_failure(script: str, tmp_path: Path) -> None:
-    result = harness.run("6.1", ["sh", "-c", script], out_dir=tmp_path, timeout=120)
+@pytest.mark.parametrize("name", ["panic", "power-off", "runner killed"])
+def test_an_end_without_a_status_is_a_failure(runs: Runs, name: str) -> None:
+    result = runs.results[name].result()
     assert result.returncode == harness.NO_STATUS
     assert result.problem == "the guest ended without a status"
 
 
-def test_a_timeout_is_a_failure(tmp_path: Path) -> None:
-    result = harness.run("6.12", ["sleep", "1000"], out_dir=tmp_path, timeout=12)
+def test_a_timeout_is_a_failure(runs: Runs) -> None:
+    result = runs.results["timeout"].result()
     assert result.returncode == harness.NO_STATUS
     assert result.problem == "no status within 12 s"
 
 
-def test_a_command_cannot_claim_a_status_it_does_not_have(tmp_path: Path) -> None:
-    result = harness.run("6.12", ["sh", "-c", 'echo; echo "hauberk-vm-0 0"; exit 1'], out_dir=tmp_path, timeout=120)
-    assert result.returncode == 1
+def test_a_command_cannot_claim_a_status_it_does_not_have(runs: Runs) -> None:
+    assert runs.results["claim"].result().returncode == 1
 
 
-def test_the_host_tree_is_out_of_reach(tmp_path: Path) -> None:
-    before = (harness.REPOSITORY / "README.md").read_bytes()
-    script = "echo spoilt > README.md; rm -rf hauberk; touch .venv/x 2>/dev/null && exit 1; ip -o link | grep -c ."
-    result = harness.run("6.12", ["sh", "-c", script], out_dir=tmp_path, timeout=120)
+def test_the_host_tree_is_out_of_reach(runs: Runs) -> None:
+    result = runs.results["tree"].result()
     assert (result.returncode, result.output) == (0, "1\n")  # the loopback interface and no other
-    assert (harness.REPOSITORY / "README.md").read_bytes() == before
+    assert (harness.REPOSITORY / "README.md").read_bytes()[:6] != b"spoilt"
     assert (harness.REPOSITORY / "hauberk" / "__init__.py").exists()
 
 
-@pytest.mark.parametrize(
-    "body", ["import pytest\ndef test_a(): pytest.skip('x')", "def helper(): pass"], ids=["skip", "none"]
-)
-def test_a_guest_lane_without_passed_tests_fails(body: str, tmp_path: Path) -> None:
-    sample = harness.REPOSITORY / ".cache" / "containers" / f"test_sample_{tmp_path.name}.py"
-    sample.parent.mkdir(parents=True, exist_ok=True)
-    sample.write_text(body + "\n", "utf-8")
-    try:
-        with pytest.raises(AssertionError, match="pytest in the guest ended with"):
-            run_pytest("6.12", [str(sample.relative_to(harness.REPOSITORY)), "-p", "tests.conftest"], tmp_path)
-    finally:
-        sample.unlink()
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_guest_lane_without_passed_tests_fails(runs: Runs, name: str) -> None:
+    with pytest.raises(AssertionError, match="pytest in the guest ended with"):
+        runs.samples[name].result()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
