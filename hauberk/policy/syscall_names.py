@@ -7,8 +7,7 @@ still name. A name that the running kernel lacks is no mistake of the policy's: 
 
 from __future__ import annotations
 
-SYSCALL_NAMES = frozenset(
-    """
+_NAMES = """
 _sysctl accept accept4 access acct add_key adjtimex afs_syscall alarm arch_prctl bind bpf brk cachestat capget
 capset chdir chmod chown chroot clock_adjtime clock_getres clock_gettime clock_nanosleep clock_settime clone clone3
 close close_range connect copy_file_range creat create_module delete_module dup dup2 dup3 epoll_create epoll_create1
@@ -44,5 +43,6 @@ statmount statx swapoff swapon symlink symlinkat sync sync_file_range syncfs sys
 timer_create timer_delete timer_getoverrun timer_gettime timer_settime timerfd_create timerfd_gettime
 timerfd_settime times tkill truncate tuxcall umask umount2 uname unlink unlinkat unshare uprobe uretprobe uselib
 userfaultfd ustat utime utimensat utimes vfork vhangup vmsplice vserver wait4 waitid write writev
-""".split()
-)
+"""
+
+SYSCALL_NAMES = frozenset(_NAMES.split())

@@ -63,7 +63,7 @@ def test_what_install_puts_in_place_is_in_it_unchanged(wheel: zipfile.ZipFile) -
 
 def test_an_unpacked_wheel_installs_what_the_checkout_does(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     wheel.extractall(tmp_path / "site")
-    made = []
+    made: list[dict[str, tuple[int, bytes]]] = []
     for place in (tmp_path / "site", REPOSITORY):
         root = tmp_path / f"root-{len(made)}"
         (root / "usr" / "sbin").mkdir(parents=True)

@@ -153,8 +153,8 @@ def test_a_rootless_container_is_refused(base: Path, images: Path, agent: Watche
         shutil.copytree(images / "rootfs", home / "rootfs", symlinks=True)
         for path in (home, *home.rglob("*")):
             os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
-        user = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
-        user += ("env", f"HOME={home}", f"XDG_RUNTIME_DIR={home}")
+        user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        user += ["env", f"HOME={home}", f"XDG_RUNTIME_DIR={home}"]
         with machine(base / "rootless", "runc", base / "agent") as host:
             podman = Podman(home / "podman", host.program, prefix=(*host.prefix, *user), storage_driver="vfs")
             podman.prepare()

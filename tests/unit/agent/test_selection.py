@@ -246,5 +246,5 @@ def test_a_malformed_target_or_succession_is_refused(changes: dict[str, object])
     good = {"digest": "d", "name": "n", "version": 1, "default": "deny", "posture": "block", "signedBy": "o",
             "policies": [], "unenforced": [], "postures": []}  # fmt: skip
     PolicySet.from_json(good)
-    with pytest.raises(ValueError, match="found|unpack"):
+    with pytest.raises(ValueError, match=r"found|unpack"):
         PolicySet.from_json({**good, **changes})
