@@ -35,8 +35,11 @@ MAXIMUM_DEPTH = 64
 MAXIMUM_PROBLEMS = 1000
 """Most problems of one file that are told; then the rest of the file is not read."""
 
+MAXIMUM_DIRECTIVES = 1000
+"""How often ``%TAG`` may stand in one file."""
+
 FieldPath = tuple[str | int, ...]
-_TEXT_OF_ONE_VALUE = 1024
+_TEXT_OF_ONE_VALUE = 64
 """Each use of a text by an alias counts as one value for so many characters, as reading it again takes its time."""
 
 _TAG = "tag:yaml.org,2002:"
@@ -140,6 +143,11 @@ def read(data: bytes, file: str, problems: list[Problem]) -> list[Document]:
         reader.problem(
             Place(line, column), f"the byte 0x{data[error.start]:02x}", "UTF-8 text", "Save the file as UTF-8"
         )
+        return documents
+    if data.count(b"%TAG") > MAXIMUM_DIRECTIVES:
+        # the parser compares each with all before it
+        found = f"more than {MAXIMUM_DIRECTIVES} times '%TAG'"
+        reader.problem(Place(0, 0), found, "a policy, which needs none", "Remove the directives")
         return documents
     documents = reader.documents(text)
     if not documents and len(problems) == before:

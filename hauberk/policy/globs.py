@@ -102,6 +102,7 @@ class _Parser:
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
         self.position = 0
+        self.closings: list[int] = []  # where the braces that are open end, the innermost last
 
     def parse(self) -> Node:
         node = self.sequence(depth=0, slash_before=False)
@@ -167,17 +168,20 @@ class _Parser:
     def component_ends(self, position: int, depth: int) -> bool:
         """Whether a path component ends at ``position``, looking out of the ``depth`` braces it stands in."""
         while depth and position < len(self.pattern) and self.pattern[position] in ",}":
-            position = self.closing_brace(position) + 1
             depth -= 1
+            position = self.closings[depth] + 1
         return position >= len(self.pattern) or self.pattern[position] == "/"
 
     def closing_brace(self, position: int) -> int:
-        """Find the brace that closes the alternation ``position`` is in (not in a nested one)."""
+        """Find the brace that closes the alternation ``position`` is in (not in a nested one or in a class)."""
         depth = 0
         while position < len(self.pattern):
             character = self.pattern[position]
             if character == "\\":
                 position += 1
+            elif character == "[":
+                while position < len(self.pattern) and self.pattern[position] != "]":
+                    position += 1 + (self.pattern[position] == "\\")
             elif character == "{":
                 depth += 1
             elif character == "}":
@@ -191,6 +195,7 @@ class _Parser:
         start = self.position
         if depth > MAXIMUM_DEPTH:
             raise GlobError(start, f"found braces nested more than {MAXIMUM_DEPTH} deep; write several rules instead")
+        self.closings.append(self.closing_brace(start + 1))
         choices: list[Node] = []
         while True:
             self.position += 1  # the opening brace or a comma
@@ -199,6 +204,7 @@ class _Parser:
                 raise GlobError(start, "found '{' without '}'; close it, or write '\\{' for a brace in a name")
             if self.pattern[self.position] == "}":
                 self.position += 1
+                self.closings.pop()
                 return Alternation(tuple(choices))
 
     def byte_class(self) -> frozenset[int]:

@@ -122,7 +122,7 @@ def test_exploding_aliases_are_refused() -> None:
 @pytest.mark.parametrize("quote", ["", "'"])
 def test_a_long_text_counts_with_its_length_in_each_alias(quote: str) -> None:
     aliases = ", ".join(["*x"] * 300)
-    found, problems = read_text(f"a: &x {quote}{'x' * 1024 * 1024}{quote}\nb: [{aliases}]\n")
+    found, problems = read_text(f"a: &x {quote}{'x' * 64 * 1024}{quote}\nb: [{aliases}]\n")
     assert found == []
     (problem,) = problems
     assert "aliases counted in full" in str(problem)
@@ -135,6 +135,13 @@ def test_deep_nesting_is_refused(opening: str) -> None:
     assert found == []
     assert len(problems) == 1
     assert "deep" in str(problems[0])
+
+
+def test_directives_without_end_are_refused_unread() -> None:
+    text = "".join(f"%TAG !a{number}! x\n" for number in range(documents.MAXIMUM_DIRECTIVES + 1))
+    problems: list[Problem] = []
+    assert read(f"{text}--- a\n".encode(), "p.yaml", problems) == []
+    assert "'%TAG'" in str(problems[0])
 
 
 def test_a_large_file_is_refused_unread() -> None:

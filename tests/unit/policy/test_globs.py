@@ -18,6 +18,19 @@ def rule(kind: ObjectKind, value: str, *, recursive: bool = False) -> Rule:
     return Rule(Section.FILE, kind, value, Action.BLOCK, Origin("p", "f"), recursive=recursive)
 
 
+def test_the_end_of_each_brace_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    look = globs._Parser.closing_brace  # noqa: SLF001 - counted where nobody else looks
+
+    def counted(parser: globs._Parser, position: int) -> int:
+        looked.append(position)
+        return look(parser, position)
+
+    monkeypatch.setattr(globs._Parser, "closing_brace", counted)  # noqa: SLF001
+    globs.parse("/{*,{*,*,*,{*,b}},*}/{*,*}")
+    assert len(looked) == 4
+
+
 @pytest.mark.parametrize(
     ("pattern", "path", "expected"),
     [
@@ -73,6 +86,8 @@ def rule(kind: ObjectKind, value: str, *, recursive: bool = False) -> Rule:
         ("/x/{*,{a,b},\\}}/z", "/x//z", False),
         ("/x/{*,{a,b},\\}}c", "/x/c", True),
         ("/x/{y,{a,*}}/z", "/x//z", False),
+        ("/x/{*,[}]}/z", "/x//z", False),  # a brace in a class closes nothing
+        ("/x/{*,[\\]}]}/z", "/x//z", False),
         ("/x/*,b", "/x/,b", True),  # not a whole component
         (r"/a\*b", "/a*b", True),
         (r"/a\*b", "/axb", False),
