@@ -87,7 +87,7 @@ def assemble(  # noqa: PLR0913, PLR0917 - as above
         *findings.doubts[:MAXIMUM_PROBLEMS],
         *([f"… and {rest} more about policies: `hauberk policy check` shows all"] if rest > 0 else ()),
         *contents.warnings(findings.policies, Default(default)),
-        *contents.terms_warnings(terms, datetime.now(UTC)),
+        *contents.terms_warnings(terms, Default(default), datetime.now(UTC)),
     )
     return Built(data, parse(data), warnings, left_out)
 

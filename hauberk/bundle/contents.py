@@ -81,8 +81,14 @@ def examine(files: Iterable[PolicyFile]) -> Findings:
     )
 
 
-def terms_warnings(terms: Terms, now: datetime) -> Iterator[str]:
+def terms_warnings(terms: Terms, default: Default, now: datetime) -> Iterator[str]:
     """Give what the author should know of the manifest's optional part before signing it."""
+    if terms.target is not None and default is not Default.DENY:
+        yield (
+            f"target with the default {default.value}: the target takes every container outside of it away from all"
+            " policies of the bundle, and the default refuses it nothing. Which container is outside is told by the"
+            " host. A target narrows what may run only with the default deny"
+        )
     if terms.target is not None and terms.target.labels:
         yield (
             "target by labels: the host says which labels a container has, so it can leave any container outside, under"

@@ -4,8 +4,9 @@
 
 Every field is optional and has one spelling, so that "not set" is "not there" and a bundle still has one digest.
 
-* **target** narrows. A container outside gets the bundle's default; nothing is ever loosened by a target, because what
-  it is compared with (image digests, labels) is told by the host unless the guest pulled the image itself.
+* **target** narrows. A container outside gets the bundle's default, so nothing is loosened by a target as long as that
+  is deny; with another default the author is warned. What a target is compared with (image digests, labels) is told by
+  the host unless the guest pulled the image itself.
 * **successor** says whose signatures a higher version needs that is to take this bundle's place before the next boot.
   Not there: none ever.
 * **expires** is advice. A guest has no clock it can trust: an expiry that stopped anything would be a lever for the

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hauberk.bundle import PolicyFilesError, Target, build, builder, parse
+from hauberk.bundle.terms import Terms
 from hauberk.cli import bundle as command
 
 if TYPE_CHECKING:
@@ -100,6 +101,15 @@ def test_selection_by_what_the_host_says_is_warned_of(tmp_path: Path) -> None:
     (labels,) = builder.assemble(tmp_path, "vault", 1).warnings
     assert "weakest policy" in labels
     assert "'a' ('a.yaml')" in labels
+
+
+def test_a_target_with_a_default_that_refuses_nothing_is_warned_of(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml")
+    for target in (Target(image_digests=(IMAGES[0],)), Target(labels=(("app", "a"),))):
+        for default in ("allow", "audit", "deny"):
+            warnings = builder.assemble(tmp_path, "vault", 1, default, terms=Terms(target=target)).warnings
+            told = [warning for warning in warnings if f"target with the default {default}" in warning]
+            assert len(told) == (default != "deny")
 
 
 def test_rules_that_no_engine_enforces_are_warned_of(tmp_path: Path) -> None:
