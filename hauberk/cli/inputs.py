@@ -83,9 +83,11 @@ def _unpacked(name: str, content: bytes) -> Inputs:
 def policy_files(names: Iterable[str]) -> list[tuple[str, bytes]]:
     """Read files, and the ``*.yaml`` and ``*.yml`` files of directories (with all below, in order of their paths).
 
-    Gives (path as shown in messages, content). Raises :class:`UsageError` where there is nothing to read.
+    Gives (path as shown in messages, content). Raises :class:`UsageError` where there is nothing to read; it names all
+    that cannot be read, a line each.
     """
     found: dict[str, bytes] = {}
+    unreadable: list[str] = []
     for name in names:
         if os.path.isdir(name):  # noqa: PTH112 - pathlib takes its time to import
             paths = sorted(_below(name), key=lambda path: path.split("/"))
@@ -97,21 +99,28 @@ def policy_files(names: Iterable[str]) -> list[tuple[str, bytes]]:
         else:
             paths = [name]
         for path in paths:
-            found[path] = _read_bounded(path)
+            try:
+                found[path] = _read_bounded(path)
+            except UsageError as error:
+                unreadable.append(str(error))
+    if unreadable:
+        raise UsageError("\n".join(unreadable))
     return list(found.items())
 
 
 def _below(top: str) -> Iterator[str]:
-    """Give the policy files of a directory."""
+    """Give the policy files of a directory: what a bundle made of it would hold, or refuse for its name's case."""
     pending = [top]
     while pending:
         directory = pending.pop()
         try:
             with os.scandir(directory) as entries:
                 for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(entry.path)
-                    elif entry.name.endswith(_SUFFIXES) and entry.name not in _SUFFIXES and _holds_text(entry):
+                    elif entry.name.lower().endswith(_SUFFIXES) and _holds_text(entry):
                         yield entry.path
         except OSError as error:
             message = f"found {directory} unreadable ({error.strerror}), expected a directory. Check its name and mode"
@@ -139,7 +148,10 @@ def _read_bounded(path: str) -> bytes:
         finally:
             os.close(descriptor)
     except OSError as error:
-        message = f"found {path} unreadable ({error.strerror}), expected a policy file. Check its name and mode"
+        why = error.strerror
+        if isinstance(error, FileNotFoundError) and os.path.islink(path):  # noqa: PTH114 - as above
+            why = "a symbolic link that leads nowhere"
+        message = f"found {path} unreadable ({why}), expected a policy file. Check its name and mode"
         raise UsageError(message) from error
     return parts[0] if len(parts) == 1 else b"".join(parts)[: _MAXIMUM_BYTES + 1]
 
@@ -165,6 +177,9 @@ def pairs(texts: Iterable[str], what: str) -> dict[str, str]:
         key, equals, value = text.partition("=")
         if not key or not equals:
             message = f"found the {what} {text!r}, expected KEY=VALUE. Write its name, '=' and its value"
+            raise UsageError(message)
+        if found.get(key, value) != value:
+            message = f"found the {what} {key!r} with two values, expected one. Leave out the other"
             raise UsageError(message)
         found[key] = value
     return found

@@ -217,6 +217,7 @@ def test_many_questions_of_all_kinds(
         (("--path", "/x", "--operation", "read", "--uid", "1", "--owner"), "not allowed with"),
         (("--protocol", "tcp", "--label", "a=b", "--host"), "a container and about the host"),
         (("--protocol", "tcp", "--node-label", "a"), "KEY=VALUE"),
+        (("--protocol", "tcp", "--label", "a=b", "--label", "a=c"), "'a' with two values"),
         (("--protocol", "tcp", "--annotation", "kubearmor-file-posture=allow"), "audit or block"),
         (("--questions", "-", "--beyond-quota"), "--beyond-quota"),
         (("--questions", "-", "--uid", "1"), "found --questions and --uid"),
@@ -481,7 +482,7 @@ def test_diff_of_another_default_and_target(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_directory_is_read_in_order_and_with_all_below(tmp_path: Path) -> None:
-    for name in ("b.yaml", "a/z.yml", "a.yaml", "a/notes.txt", ".yaml", "a/b/c.yaml"):
+    for name in ("b.yaml", "a/z.yml", "a.yaml", "a/notes.txt", ".yaml", "a/b/c.yaml", ".git/x.yaml", "a/.y.yml"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     (tmp_path / "link.yaml").symlink_to("b.yaml")
@@ -490,6 +491,8 @@ def test_a_directory_is_read_in_order_and_with_all_below(tmp_path: Path) -> None
     found = inputs.policy_files([str(tmp_path), str(tmp_path / "b.yaml")])
     names = [str(Path(name).relative_to(tmp_path)) for name, _ in found]
     assert names == ["a/b/c.yaml", "a/z.yml", "a.yaml", "b.yaml", "link.yaml"]
+    (tmp_path / "LAST.YAML").write_text("")
+    assert len(inputs.policy_files([str(tmp_path)])) == 6
     assert found[0][1] == b"a/b/c.yaml"
 
 
