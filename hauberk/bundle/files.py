@@ -32,14 +32,11 @@ def write_atomically(path: str | Path, data: bytes, mode: int = 0o644) -> None:
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
         raise FileExistsError(None, "is not a regular file and will not be replaced", str(path))
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}")
     try:
-        _create(temporary, data, mode)
-        temporary.rename(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        _replace(target, data, mode)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # the temporary file's name says nothing to anybody
         raise
-    _sync_directory(target.parent)
 
 
 def create_exclusively(path: str | Path, data: bytes, mode: int) -> None:
@@ -54,6 +51,23 @@ def is_private(path: str | Path) -> bool:
     """Whether nobody but a file's owner may read or write it, as far as its mode tells. Raises ``OSError``."""
     status = Path(path).stat()
     return not stat.S_ISREG(status.st_mode) or not status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+
+
+def is_same(path: str | Path, other: str | Path) -> bool:
+    """Whether both names are there and lead to one file."""
+    first, second = Path(path), Path(other)
+    return first.exists() and second.exists() and first.samefile(second)
+
+
+def _replace(target: Path, data: bytes, mode: int) -> None:
+    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}")
+    try:
+        _create(temporary, data, mode)
+        temporary.rename(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(target.parent)
 
 
 def _create(path: Path, data: bytes, mode: int) -> None:

@@ -108,9 +108,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hauberk: {lines}", file=sys.stderr)  # noqa: T201 - a command's output
         return error.exit_code
     except BrokenPipeError:
-        # The reader went away. Keep the interpreter from trying again at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()  # the reader went away
+        return 3
+    except OSError as error:
+        # Commands explain what they cannot read; this is mostly the output itself, and must not look like "no".
+        _give_up_output()
+        where = f"{error.filename}: " if error.filename else ""
+        message = (
+            f"found {where}{error.strerror or error}, expected to read and write here. Check the disk, and the output"
+        )
+        print(f"hauberk: {visible(message)}", file=sys.stderr)  # noqa: T201 - a command's output
         return 3
     except KeyboardInterrupt:
         return 130
     return result
+
+
+def _give_up_output() -> None:
+    """Keep the interpreter from trying again, at its end, to write what nobody takes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -182,6 +182,9 @@ def _build(arguments: argparse.Namespace) -> int:
 def _sign(arguments: argparse.Namespace) -> int:
     from hauberk.bundle import document, files, keys, signatures  # noqa: PLC0415
 
+    if any(path and files.is_same(arguments.output, path) for path in _read_by_sign(arguments)):
+        message = f"{arguments.output}: found a file that signing reads, expected a place for the signature"
+        return _fail(USAGE, f"{message}: choose another name")
     data = files.read_bounded(arguments.file, document.MAXIMUM_BUNDLE_BYTES)
     bundle = document.parse(data)  # never sign what no machine would accept
     passphrase = _passphrase(arguments.passphrase_file)
@@ -207,6 +210,11 @@ def _sign(arguments: argparse.Namespace) -> int:
         print(f"{'added to' if added else 'wrote'} {arguments.output}: {what}")
     print(f"sha256 {bundle.digest}, key fingerprint {key.public().fingerprint}")
     return DONE
+
+
+def _read_by_sign(arguments: argparse.Namespace) -> tuple[str | None, ...]:
+    """Give the files that a signature must not take the place of: a lost private key cannot be made again."""
+    return arguments.file, arguments.key, arguments.passphrase_file
 
 
 def _existing(path: str) -> bytes | None:
@@ -237,7 +245,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     data = files.read_bounded(arguments.file, document.MAXIMUM_BUNDLE_BYTES)
     signature = files.read_bounded(arguments.signature, signatures.MAXIMUM_SIGNATURE_BYTES)
     if len(data) > document.MAXIMUM_BUNDLE_BYTES:
-        return _fail(NO, f"{arguments.file}: found more than {document.MAXIMUM_BUNDLE_BYTES} bytes, expected a bundle")
+        found = f"{arguments.file}: found more than {document.MAXIMUM_BUNDLE_BYTES} bytes"
+        return _fail(NO, f"{found}, expected a bundle: take the right file")
     signed_by = signatures.verify_any(list(names), arguments.threshold, data, signature)
     bundle = document.parse(data)
     if arguments.name is not None and bundle.name != arguments.name:

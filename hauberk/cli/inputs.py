@@ -104,7 +104,7 @@ def policy_files(names: Iterable[str]) -> list[tuple[str, bytes]]:
             except UsageError as error:
                 unreadable.append(str(error))
     if unreadable:
-        raise UsageError("\n".join(unreadable))
+        raise UsageError("\n".join(map(visible, unreadable)))
     return list(found.items())
 
 

@@ -181,6 +181,29 @@ def test_wrong_usage_and_wrong_input_have_their_codes(tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
+def test_a_signature_takes_the_place_of_nothing_that_was_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "policies", "a.yaml")
+    out, key, phrase = tmp_path / "b", tmp_path / "k.key", tmp_path / "phrase"
+    phrase.write_text("words\n")
+    assert run("build", tmp_path / "policies", "-o", out, "--name", "vault", "--version", 1) == 0
+    assert run("keygen", "-o", tmp_path / "k", "--passphrase-file", phrase) == 0
+    (tmp_path / "link").symlink_to(key)
+    for place in (out, key, phrase, tmp_path / "link"):
+        before = place.read_bytes()
+        assert run("sign", out, "--key", key, "--passphrase-file", phrase, "-o", place) == 2
+        assert "expected a place for the signature" in capsys.readouterr().err
+        assert place.read_bytes() == before
+
+
+def test_errors_name_the_file_that_was_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "policies", "a.yaml")
+    place = tmp_path / "absent" / "b"
+    assert run("build", tmp_path / "policies", "-o", place, "--name", "vault", "--version", 1) == 2
+    assert f"error: {place}: found: No such file" in capsys.readouterr().err
+
+
 def test_a_half_made_key_pair_is_taken_back(tmp_path: Path) -> None:
     (tmp_path / "k.pub").write_text("mine")
     assert run("keygen", "-o", tmp_path / "k") == 2

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import stat
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -523,9 +524,23 @@ def test_nothing_at_the_end_of_a_long_file_is_lost(
 
 def test_a_link_that_leads_nowhere_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.yaml").write_text(CONTAINER)
-    (tmp_path / "b.yaml").symlink_to("gone.yaml")
+    for name in ("b.yaml", "c.yaml"):
+        (tmp_path / name).symlink_to("gone.yaml")
     assert main(["policy", "check", "--no-cache", str(tmp_path)]) == 2
-    assert "b.yaml unreadable" in capsys.readouterr().err
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2
+    for name, line in zip("bc", told, strict=True):
+        assert f"{name}.yaml unreadable (a symbolic link that leads nowhere)" in line
+
+
+@pytest.mark.parametrize("words", [("policy", "schema"), ("policy", "--help"), ("completion", "bash")])
+def test_an_answer_that_cannot_be_written_is_no_answer(words: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        command = [sys.executable, "-m", "hauberk.cli", *words]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 3
+    assert ended.stderr.startswith("hauberk: found No space left on device, expected")
+    assert ended.stderr.count("\n") == 1
 
 
 def test_nothing_is_printed_that_a_terminal_obeys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
