@@ -106,6 +106,7 @@ def follow(
         aliases=aliases,
         unenforced=chosen.unenforced,
         rule_set=rule_set,
+        held=record.held and succession.has_rules(rule_set),  # what is let go once is never again as it was recorded
     )
     return Following(digest, table, following)
 

@@ -224,6 +224,23 @@ def test_a_container_that_ran_without_rules_is_not_trusted_with_some(
     assert may(agent, "free", "/anything")
 
 
+def test_a_container_that_a_successor_left_without_rules_is_not_trusted_with_some(
+    fake: FakeMachine, agents: Start, configure: Configure, owner: Owner
+) -> None:
+    agent = agents(configure())
+    running(fake, agent)
+    uncovering = POLICY.replace("app: secrets", "app: others")
+    assert owner.submit(agent, 2, uncovering, default="allow").refused == ()
+    assert may(agent, "c1", "/secret/key")  # and it may mount over its whole root now
+    [(refused, reason)] = owner.submit(agent, 3, POLICY, default="allow").refused
+    assert (refused, "ran without rules" in reason) == ("c1", True)
+    assert not may(agent, "c1", "/anything")
+    agent.stop()
+    restarted = agents(agent.configuration)
+    [(refused, _)] = owner.submit(restarted, 4, POLICY, default="allow").refused  # nor does a restart forget it
+    assert refused == "c1"
+
+
 def test_links_made_since_open_nothing_and_close_what_they_lead_to(
     fake: FakeMachine, agents: Start, configure: Configure, owner: Owner
 ) -> None:
