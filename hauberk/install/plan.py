@@ -53,11 +53,15 @@ class Directory:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """A change of somebody else's file, from exactly this content to that. ``advice``: how to take it back by hand."""
+    """A change of somebody else's file, from exactly this content to that.
+
+    ``detail`` says what is changed, ``advice`` how to take it back by hand.
+    """
 
     path: str
     before: bytes
     after: bytes
+    detail: str
     advice: str
 
 
@@ -225,7 +229,7 @@ class _Preparation:
         elif self._save(wanted.path, found):
             owner = (found.uid, found.gid)
             self.steps.append(
-                Step("edit", wanted.path, wanted.advice, content=wanted.after, mode=found.mode, owner=owner)
+                Step("edit", wanted.path, wanted.detail, content=wanted.after, mode=found.mode, owner=owner)
             )
             known = Item(
                 "edit", wanted.path, made=True, sha256=digest(wanted.after), mode=found.mode,

@@ -174,7 +174,9 @@ def _imports(tree: Tree, configuration: Configuration, options: Options, obstacl
         choice = "" if options.edit else ", or let --edit-config do it (a copy is kept)"
         obstacles.append(f"{tree.shown(configurations.MAIN)} is not ours: add the line {line} {how}{choice}")
         return
-    yield Edit(configurations.MAIN, configuration.main, edited, f'take "{configurations.PATTERN}" out of imports')
+    pattern = f'"{configurations.PATTERN}"'
+    detail, advice = f"add {pattern} to imports", f"take {pattern} out of imports"
+    yield Edit(configurations.MAIN, configuration.main, edited, detail, advice)
 
 
 def imports(configuration: Configuration) -> list[str]:

@@ -53,9 +53,10 @@ class Docker:
         if content is None or content == encoded(changed):
             wanted.append(File(CONFIGURATION, encoded(changed)))
         elif changed != settings:
+            detail = f'make runtimes.{NAME} the "default-runtime"'
             advice = f'take runtimes.{NAME} and "default-runtime" out of it'
             if options.edit:
-                wanted.append(Edit(CONFIGURATION, content, encoded(changed), advice))
+                wanted.append(Edit(CONFIGURATION, content, encoded(changed), detail, advice))
             else:
                 obstacles.append(
                     f'{tree.shown(CONFIGURATION)} is not ours: add "default-runtime": "{NAME}" and "runtimes":'

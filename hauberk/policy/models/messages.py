@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import typing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -165,4 +166,7 @@ def wrong_kind(document: Document, kind: object) -> Problem:
     if isinstance(kind, str) and kind.endswith("List"):
         found, expected = f"{shown(kind)}, a list of documents", "a policy"
         return problem_at(document, ("kind",), found, expected, "Write each of its items as a document of its own")
-    return wrong_word(document, ("kind",), kind, KINDS)
+    problem = wrong_word(document, ("kind",), kind, KINDS)
+    if not isinstance(kind, str) or suggestion(kind, KINDS):
+        return problem
+    return replace(problem, advice="Keep what is no policy out of the files that are checked")

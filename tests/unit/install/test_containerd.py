@@ -260,7 +260,10 @@ def test_with_leave_one_line_is_added_and_taken_back(image: Path, tree: Tree, pu
 
 def test_a_main_file_that_was_changed_after_the_edit_is_kept(image: Path, tree: Tree, put: Put) -> None:
     put(MAIN, "version = 2\n")
-    operations.install(tree, "containerd", Options(edit=True))
+    prepared, _ = operations.install(tree, "containerd", Options(edit=True))
+    assert [step.detail for step in prepared.steps if step.action == "edit"] == [
+        'add "/etc/containerd/conf.d/*.toml" to imports'
+    ]
     with (image / MAIN[1:]).open("a") as file:
         file.write("# later\n")
     _, told = operations.uninstall(tree, "containerd")

@@ -93,7 +93,7 @@ FILE_SECTION = VALID[VALID.index("  file:") : VALID.index("status:")]
 MUTATIONS = [
     ("security.kubearmor.com/v1", "security.kubearmor.com/v2", "apiVersion", 1, ["expected security.kubearmor.com/v1"]),
     ("KubeArmorPolicy", "KubearmorPolicy", "kind", 2, ["Did you mean 'KubeArmorPolicy'?"]),
-    ("KubeArmorPolicy", "Deployment", "kind", 2, ["expected KubeArmorPolicy or KubeArmorHostPolicy or"]),
+    ("KubeArmorPolicy", "Deployment", "kind", 2, ["expected KubeArmorPolicy or KubeArmorHostPolicy or", "Keep what"]),
     ("KubeArmorPolicy", "[KubeArmorPolicy]", "kind", 2, ["found a list"]),
     ("kind: KubeArmorPolicy", "kin: KubeArmorPolicy", "kind", 1, ["found no such field"]),
     ("name: everything", "name: '-x-'", "metadata.name", 4, ['found "-x-"']),
