@@ -62,6 +62,7 @@ _REMEMBERED_SUBJECTS: Final = 256
 _REMEMBERED_RULES: Final = 20_000
 """Of workloads that are gone, for events that are told after their end."""
 _PAUSE_AFTER_ERROR_SECONDS: Final = 0.5
+_PATIENCE_AT_THE_END_SECONDS: Final = 5.0
 _RESERVED_IDS: Final = 256
 """So many workload ids are reserved on disk at a time: an agent that is killed skips the rest of them."""
 _MAXIMUM_BUNDLE_BYTES: Final = 8 << 20
@@ -204,8 +205,13 @@ class Agent:
         self.alerts.end()
         if self._sink is not None:
             self._sink.close()
-        if self._records is not None:
-            self._records.give_up()
+        try:
+            with self._turnstile.alone(_PATIENCE_AT_THE_END_SECONDS):
+                if self._records is not None:
+                    self._records.give_up()
+        except SubmitError as error:
+            # Another agent must not begin while this one still changes things: the lock ends with the process.
+            logger.warning("the state directory stays locked until this process ends: %s", error)
 
     @property
     def healthy(self) -> bool:
@@ -347,8 +353,8 @@ class Agent:
     def _register(self, announced: oci_state.OciState, peer: Peer) -> None:
         started = time.monotonic()
         policy_set, records = self.policy_set, self._records
-        if policy_set is None or records is None:
-            message = "the agent is not ready; start the container again later"
+        if policy_set is None or records is None or self._stopping.is_set():
+            message = "the agent is not ready, or ending; start the container again later"
             raise RegistryError(message)
         # A container without a mount namespace of its own is in its runtime's, which need not be the agent's.
         foreign = frozenset({verification.mount_namespace(peer.pid, self.machine)})
@@ -464,6 +470,9 @@ class Agent:
             message = "found an agent that has not started, expected one that has; submit the bundle again later"
             raise SubmitError(message)
         with self._turnstile.alone():
+            if self._stopping.is_set():
+                message = "found an agent that is ending, expected one that stays; submit the bundle to the next one"
+                raise SubmitError(message)
             try:
                 return self._succeed(bundle, signature, records)
             except _SUBMIT_REFUSALS as error:

@@ -148,11 +148,15 @@ class Turnstile:
     def alone(self, patience: float = PATIENCE_SECONDS) -> Iterator[None]:
         """Do what must be alone.
 
-        Raises SubmitError when those under way do not end within ``patience`` seconds: one that hangs must not keep
-        all that come after it waiting too.
+        Raises SubmitError when those under way, or another that must be alone, do not end within ``patience`` seconds:
+        one that hangs must not keep all that come after it waiting too.
         """
         with self.condition:
-            self.condition.wait_for(lambda: not self.closed)
+            if not self.condition.wait_for(lambda: not self.closed, patience):
+                message = (
+                    f"found another submission under way for {patience:g} s, expected its end; submit it again later"
+                )
+                raise SubmitError(message)
             self.closed = True
             if not self.condition.wait_for(lambda: not self.passing, patience):
                 self.closed = False

@@ -622,11 +622,46 @@ def test_registrations_and_submissions_wait_for_each_other() -> None:
         turnstile.alone(0.01),
     ):
         order.append("never")
+    with turnstile.alone(), pytest.raises(SubmitError, match="another submission"), turnstile.alone(0.01):
+        order.append("never")
     assert "never" not in order
     with turnstile.passage():
         order.append("open again")
     with turnstile.alone():
         order.append("again")
+
+
+def test_an_agent_that_ends_changes_nothing_any_more_and_lets_no_other_begin_before(
+    fake: FakeMachine, agents: Start, configure: Configure, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_module, "_PATIENCE_AT_THE_END_SECONDS", 0.01)
+    agent = agents(configure())
+    inside, go_on, done = threading.Event(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        inside.set()
+        assert go_on.wait(60)
+
+    def submit() -> None:
+        owner.submit(agent, 2)
+        done.set()
+
+    assert isinstance(agent.engine, SimulatorEngine)
+    agent.engine.faults["advance.before"] = hold
+    thread = threading.Thread(target=submit)
+    thread.start()
+    assert inside.wait(60)
+    agent.stop()
+    with pytest.raises(StartError, match="another agent"):
+        agents(configure())
+    go_on.set()
+    thread.join(60)
+    assert done.is_set()
+    with pytest.raises(SubmitError, match="ending"):
+        owner.submit(agent, 3)
+    assert not announce(agent, fake.container("late", 102, LABELS)).accepted
+    agent.stop()
+    assert agents(agent.configuration).policy_set is not None
 
 
 def test_before_the_start_nothing_is_taken(configure: Configure, owner: Owner, tmp_path: Path) -> None:
