@@ -154,18 +154,35 @@ def _question(arguments: argparse.Namespace) -> Question:
     if arguments.owner_uid is not None and arguments.uid is None:
         message = "found --owner-uid without --uid, expected both users. Say who acts, or --owner or --not-owner"
         raise UsageError(message)
-    return Question(
-        operation,
-        text,
-        arguments.source,
-        arguments.owner is not False,
-        arguments.parent,
-        arguments.uid,
-        arguments.owner_uid,
-        None if arguments.argument is None else tuple(arguments.argument),
-        arguments.terminal,
-        arguments.beyond_quota,
+    return _known(
+        Question(
+            operation,
+            text,
+            arguments.source,
+            arguments.owner is not False,
+            arguments.parent,
+            arguments.uid,
+            arguments.owner_uid,
+            None if arguments.argument is None else tuple(arguments.argument),
+            arguments.terminal,
+            arguments.beyond_quota,
+        )
     )
+
+
+def _known(question: Question) -> Question:
+    """Refuse to answer about a system call that there is not, as policies may not name one. Raises QuestionError."""
+    if question.operation is Operation.SYSCALL:
+        from hauberk.policy.syscall_names import SYSCALL_NAMES  # noqa: PLC0415 - few questions are about calls
+
+        name = question.object.partition(" ")[0]
+        if name not in SYSCALL_NAMES:
+            from hauberk.policy.models.base import suggestion  # noqa: PLC0415 - as above
+
+            advice = suggestion(name, SYSCALL_NAMES) or "Write it as in syscalls(2)"
+            message = f"found {name!r}, expected the name of a Linux system call. {advice}"
+            raise QuestionError(message)
+    return question
 
 
 def _object(arguments: argparse.Namespace) -> tuple[Operation, str]:
@@ -259,7 +276,7 @@ def _batch(explainer: Explainer, name: str, stack: ExitStack) -> int:
         if not line.strip():
             continue
         try:
-            answer = explainer.ask(parse_question(line))
+            answer = explainer.ask(_known(parse_question(line)))
         except (QuestionError, FactsError) as error:
             message = f"question in line {number}: {error}"
             raise UsageError(message) from error

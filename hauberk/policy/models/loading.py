@@ -138,6 +138,7 @@ def check(document: Document, most: int = MAXIMUM_PROBLEMS) -> tuple[Policy | No
     except ValidationError as errors:
         found = errors.errors(include_url=False)
         problems = [translate(document, model, dict(error)) for error in found[:most]]
+        problems.sort(key=lambda problem: (problem.line, problem.column))
         if len(found) > most:
             more = f"{len(found) - most} more problems in this document"
             problems.append(problem_at(document, (), more, "none", "Correct the first ones and check again"))

@@ -214,6 +214,8 @@ def test_many_questions_of_all_kinds(
         (("--device", "HID", "--port", "1"), "--port without --peer"),
         (("--peer", "10.0.0.1", "--operation", "send", "--level", "1"), "--level without --device"),
         (("--protocol", "tpc"), "a protocol or socket type"),
+        (("--syscall", "unlnk"), "Did you mean 'unlink'?"),
+        (("--syscall", "no_such_call", "--path", "/x"), "as in syscalls(2)"),
         (("--path", "/x", "--operation", "read", "--owner-uid", "1"), "--owner-uid without --uid"),
         (("--path", "/x", "--operation", "read", "--uid", "1", "--owner"), "not allowed with"),
         (("--protocol", "tcp", "--label", "a=b", "--host"), "a container and about the host"),

@@ -359,3 +359,20 @@ def test_long_words_get_no_suggestion() -> None:
     (problem,) = examine(CONTAINER.replace("action: Audit", "? " + "x" * 1_000_000 + "\n  : 1"))[1]
     assert len(str(problem)) < 1000
     assert problem.advice == "Remove it"
+
+
+def test_problems_of_a_document_are_told_in_the_order_of_its_lines() -> None:
+    text = """\
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorPolicy
+metadata: {name: a}
+spec:
+  severity: 11
+  selector: {matchLabels: {a: b}}
+  proces: {}
+  file: {matchPaths: [{path: relative, readonly: true}]}
+  action: block
+"""
+    lines = [(problem.line, problem.column) for problem in models.examine([("a.yaml", text.encode())])[1]]
+    assert [line for line, _ in lines] == [5, 7, 8, 8, 9]
+    assert lines == sorted(lines)
