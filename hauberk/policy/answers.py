@@ -133,6 +133,7 @@ def verdict_as_json(answer: Answer) -> dict[str, Any]:
         "verdict": decision.verdict.name.lower(),
         "rule": None if rule is None else f"{rule.origin.policy} {rule.origin.field}".strip(),
         "reason": decision.reason,
+        **({"notes": list(answer.notes)} if answer.notes else {}),
     }
 
 

@@ -125,6 +125,12 @@ def test_an_answer_that_rests_on_what_no_engine_enforces_says_so(question: dict[
     assert all(note in one and one.endswith("the answer is what the policy says") for one in found if note)
 
 
+def test_a_short_answer_says_so_too() -> None:
+    short = [explain.verdict_as_json(ask({"operation": "capability", "object": one})) for one in ("bpf", "chown")]
+    assert "the section capabilities" in short[0]["notes"][0]
+    assert "notes" not in short[1]
+
+
 @pytest.mark.parametrize("action", Action)
 @pytest.mark.parametrize("conditions", [{"allowed_arguments": ("-l",)}, {"terminal": False}])
 @pytest.mark.parametrize("near", [True, False])
