@@ -126,7 +126,8 @@ def _asking(action: Callable[[Any, argparse.Namespace], int]) -> Callable[[argpa
             arguments.socket.lstat()
         except OSError as error:
             advice = "run as root" if isinstance(error, PermissionError) else "is hauberk-agent.service running?"
-            print(f"hauberk: no agent at {arguments.socket} ({error.strerror}); {advice}", file=sys.stderr)
+            message = f"hauberk: no agent at {arguments.socket} ({error.strerror}); {advice}"
+            print(visible(message), file=sys.stderr)
             return ENVIRONMENT
         with grpc.insecure_channel(f"unix:{arguments.socket}") as channel:
             try:
@@ -167,9 +168,9 @@ def _status(stub: Any, arguments: argparse.Namespace) -> int:  # noqa: ANN401 - 
     print(f"successor  {status.successor_rule or 'none before the next boot'}")
     if status.expires:
         print(f"expires    {status.expires} (advice)")
-    print(f"policies   {', '.join(status.policies)}")
+    print(visible(f"policies   {', '.join(status.policies)}"))
     for engine in status.engines:
-        print(f"engine     {engine.name}: {engine.reason}")
+        print(visible(f"engine     {engine.name}: {engine.reason}"))
     print(f"workloads  {status.workloads}")
     postures = sorted(status.postures.items(), key=lambda pair: (pair[0] != "file", pair[0]))
     shown = [f"{name} {word}" if name == "file" else f"{name} {word} (not enforced)" for name, word in postures]
@@ -179,7 +180,7 @@ def _status(stub: Any, arguments: argparse.Namespace) -> int:  # noqa: ANN401 - 
         print(visible(f"unenforced {place}: {told.rule}: {told.reason}; {told.instead}"))
     print("counters   " + ", ".join(f"{name} {value}" for name, value in sorted(status.counters.items())))
     for warning in status.warnings:
-        print(f"warning    {warning}")
+        print(visible(f"warning    {warning}"))
     return DONE
 
 

@@ -15,6 +15,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from hauberk.cli import agent, manifest
+from hauberk.errors import visible
 
 if TYPE_CHECKING:
     import argparse
@@ -120,6 +121,8 @@ def _command(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.
             return _fail(USAGE, *error.problems)
         except errors.BundleError as error:
             return _fail(error.exit_code, *error.problems)
+        except BrokenPipeError:
+            raise  # the reader of the answer went away
         except OSError as error:
             return _fail(*_explain_os_error(error))
 
@@ -150,7 +153,8 @@ def _keygen(arguments: argparse.Namespace) -> int:
     except OSError:
         private_path.unlink()
         raise
-    print(f"wrote {private_path} (private: keep it off the machines it protects) and {public_path}")
+    written = f"wrote {private_path} (private: keep it off the machines it protects) and {public_path}"
+    print(visible(written))
     print(f"{key.algorithm.value}, fingerprint {key.public().fingerprint}")
     return DONE
 
@@ -174,7 +178,7 @@ def _build(arguments: argparse.Namespace) -> int:
         shown = ", ".join(errors.quote(name) for name in built.left_out[:10])
         more = f" and {len(built.left_out) - 10} more" if len(built.left_out) > 10 else ""  # noqa: PLR2004
         print(f"note: not in the bundle, because not *.yaml or *.yml, or hidden: {shown}{more}", file=sys.stderr)
-    print(f"wrote {arguments.output}: {_title(built.bundle)}, {len(built.bundle.policies)} policy files")
+    print(f"wrote {visible(arguments.output)}: {_title(built.bundle)}, {len(built.bundle.policies)} policy files")
     print(f"sha256 {built.bundle.digest}")
     return DONE
 
@@ -189,9 +193,8 @@ def _sign(arguments: argparse.Namespace) -> int:
     bundle = document.parse(data)  # never sign what no machine would accept
     passphrase = _passphrase(arguments.passphrase_file)
     if not files.is_private(arguments.key):
-        print(
-            f"warning: {arguments.key}: others than its owner may use this private key: chmod 600 it", file=sys.stderr
-        )
+        warning = f"warning: {arguments.key}: others than its owner may use this private key: chmod 600 it"
+        print(visible(warning), file=sys.stderr)
     pem = files.read_bounded(arguments.key, keys.MAXIMUM_KEY_BYTES)
     key = keys.load_private(pem, passphrase, arguments.key)
     form = signatures.Form(arguments.format)
@@ -203,11 +206,11 @@ def _sign(arguments: argparse.Namespace) -> int:
     signatures.verify(key.public(), data, signature)
     what = f"{key.algorithm.value} signature of {_title(bundle)}"
     if signature == existing:
-        print(f"left {arguments.output} as it is: it holds this key's {what} already")
+        print(f"left {visible(arguments.output)} as it is: it holds this key's {what} already")
     else:
         added = form is signatures.Form.DSSE and existing is not None
         files.write_atomically(arguments.output, signature)
-        print(f"{'added to' if added else 'wrote'} {arguments.output}: {what}")
+        print(f"{'added to' if added else 'wrote'} {visible(arguments.output)}: {what}")
     print(f"sha256 {bundle.digest}, key fingerprint {key.public().fingerprint}")
     return DONE
 
@@ -256,7 +259,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         return _fail(NO, f"{found}, expected {arguments.minimum_version} or newer: take a newer bundle")
     print(f"good: {_title(bundle)}, signed by {len(signed_by)} of {len(names)} keys, {arguments.threshold} needed")
     for key in signed_by:
-        print(f"  {names[key]}: {key.algorithm.value} key {key.fingerprint}")
+        print(f"  {visible(names[key])}: {key.algorithm.value} key {key.fingerprint}")
     print(f"sha256 {bundle.digest}")
     if bundle.terms.expired(datetime.now(UTC)):
         print(f"warning: it has expired ({bundle.terms.expires}); agents warn of that and go on", file=sys.stderr)
@@ -342,5 +345,5 @@ def _passphrase(path: str | None) -> bytes | None:
 
 def _fail(code: int, *problems: str) -> int:
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {visible(problem)}", file=sys.stderr)
     return code

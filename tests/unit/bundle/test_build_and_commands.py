@@ -197,6 +197,34 @@ def test_a_signature_takes_the_place_of_nothing_that_was_read(
         assert place.read_bytes() == before
 
 
+def test_names_of_files_are_shown_without_what_a_terminal_obeys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "policies", "a.yaml")
+    key, out, sig = (tmp_path / f"\x1b[31m\n{name}" for name in ("k", "b", "s"))
+    assert run("keygen", "-o", key) == 0
+    assert run("build", tmp_path / "policies", "-o", out, "--name", "vault", "--version", 1) == 0
+    assert run("sign", out, "--key", f"{key}.key", "-o", sig) == 0
+    assert run("verify", out, "--signature", sig, "--key", f"{key}.pub") == 0
+    assert run("verify", out, "--signature", f"{sig}x", "--key", f"{key}.pub") == 2
+    assert run("submit", out, "--signature", sig, "--socket", f"{sig}x") == 3
+    told = capsys.readouterr()
+    assert (told.out + told.err).count("\\x1b[31m\\n") == 7
+    assert "\x1b" not in told.out + told.err
+
+
+def test_a_reader_that_went_away_is_no_error_of_the_command(tmp_path: Path) -> None:
+    write(tmp_path / "policies", "a.yaml")
+    out = tmp_path / "b"
+    assert run("build", tmp_path / "policies", "-o", out, "--name", "vault", "--version", 1) == 0
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    words = [sys.executable, "-u", "-m", "hauberk.cli", "bundle", "show", str(out)]
+    ended = subprocess.run(words, stdout=write_end, stderr=subprocess.PIPE, check=False)
+    os.close(write_end)
+    assert (ended.returncode, ended.stderr) == (3, b"")
+
+
 def test_errors_name_the_file_that_was_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "policies", "a.yaml")
     place = tmp_path / "absent" / "b"
