@@ -10,7 +10,9 @@ What the kernel holds is the truth, and this process may be killed between any t
 * Every workload has two places, of which the epoch chooses one for all at once. ``advance`` fills the places of the
   next epoch, where nothing looks, and then counts the epoch up, which changes the one byte that programs go by.
   Killed before, the next epoch's places are leftovers; killed after, nothing is left to do.
-* Which parts of the table memory are in use follows from the slots, never from this process's memory.
+* Which parts of the table memory are in use follows from the slots, never from this process's memory. What left use
+  (slots and tables of workloads let go, places of an epoch before) may still be read by a program that began before,
+  and a preemptible kernel may put such a program off for long: it is written over only after a wait for all of them.
 * In sealed mode everything the gate goes by is frozen (BPF_MAP_FREEZE): neither a later agent nor any other holder of
   a descriptor can write it.
 """
@@ -60,6 +62,10 @@ _RECURSION_FIXED: Final = (6, 2)
 _ZERO: Final = layout.KEY.pack(0)
 
 
+class _NoRoomError(EngineError):
+    """No table memory is free."""
+
+
 class BpfLsmEngine:
     """The port :class:`guest_agent.engines.port.Engine` on a real kernel. Needs root; see :meth:`probe`."""
 
@@ -74,9 +80,8 @@ class BpfLsmEngine:
         self._ring: RingBuffer | None = None
         self._waiting: list[KernelEvent] = []
         self._records: dict[int, WorkloadRecord] = {}  # by slot, of the present epoch
-        self._stale: list[
-            WorkloadRecord
-        ] = []  # of the epoch before: a program that began then may still read its tables
+        # Let go, or of the epoch before, with its slot: a program that began then may still read record and table.
+        self._stale: list[tuple[int, WorkloadRecord]] = []
 
     @property
     def name(self) -> str:
@@ -295,7 +300,7 @@ class BpfLsmEngine:
             for key in self._maps["cgroups"].keys(layout.CGROUP.size)
         }
         self._records.clear()
-        self._stale.clear()
+        self._wait_for_readers()  # also of what an earlier agent let go
         epoch = self._epoch()
         for slot in range(layout.MAXIMUM_WORKLOADS):
             record, other = (self._read_place(_place_of(slot, number)) for number in (epoch, epoch + 1))
@@ -304,15 +309,20 @@ class BpfLsmEngine:
                     self._clear(slot)
                 continue
             self._records[slot] = record
-            if other.workload_id:
-                self._stale.append(other)
+
+    def _wait_for_readers(self) -> None:
+        """Wait until no program reads what is out of use any more. Raises LibbpfError."""
+        self._lib().wait_for_programs()
+        self._stale.clear()
 
     def _read_place(self, place: int) -> WorkloadRecord:
         return WorkloadRecord.decode(self._maps["workloads"].get(layout.KEY.pack(place)) or b"")
 
     def _clear(self, slot: int) -> None:
+        """Take the workload's id away and nothing else: a program that has read the id already goes by the rest."""
         for epoch in (0, 1):
-            self._maps["workloads"].put(layout.KEY.pack(_place_of(slot, epoch)), bytes(layout.WORKLOAD.size))
+            kept = self._read_place(_place_of(slot, epoch))._replace(workload_id=0)
+            self._maps["workloads"].put(layout.KEY.pack(_place_of(slot, epoch)), kept.encode())
 
     def _epoch(self) -> int:
         return int(layout.EPOCH.unpack(self._maps["epoch"].get(_ZERO) or b"")[0])
@@ -329,16 +339,19 @@ class BpfLsmEngine:
                         f" or cgroup {workload.cgroup_id}"
                     )
                     raise EngineError(message)
-            slot = next((number for number in range(layout.MAXIMUM_WORKLOADS) if number not in self._records), None)
-            if slot is None:
+            if len(self._records) >= layout.MAXIMUM_WORKLOADS:
                 message = f"{layout.MAXIMUM_WORKLOADS} workloads are in force, which is the most the engine holds"
                 raise EngineError(message)
-            epoch = self._epoch()
-            region, offset = self._place(workload.table, digest, (*self._records.values(), *self._stale))
-            record = WorkloadRecord(
-                workload.workload_id, flags, workload.cgroup_id, workload.mount_namespace, region, offset,
-                len(workload.table) // 8, epoch, digest, workload.container_id,
-            )  # fmt: skip
+            try:
+                epoch = self._epoch()
+                slot, (region, offset) = self._room_for(workload.table, digest)
+                record = WorkloadRecord(
+                    workload.workload_id, flags, workload.cgroup_id, workload.mount_namespace, region, offset,
+                    len(workload.table) // 8, epoch, digest, workload.container_id,
+                )  # fmt: skip
+            except (LibbpfError, OSError) as error:
+                message = f"workload {workload.container_id} could not be put in force: {error}"
+                raise EngineError(message) from error
             try:
                 self._maps["workloads"].put(layout.KEY.pack(_place_of(slot, epoch)), record.encode())
                 self._maps["cgroups"].put(layout.CGROUP.pack(workload.cgroup_id), layout.KEY.pack(slot))
@@ -348,6 +361,22 @@ class BpfLsmEngine:
                 message = f"workload {workload.container_id} could not be put in force: {error}"
                 raise EngineError(message) from error
             self._records[slot] = record
+
+    def _room_for(self, table: bytes, digest: bytes) -> tuple[int, tuple[int, int]]:
+        """Give a slot and a place for a table, of what nobody reads: after a wait only if there is no other.
+
+        Raises EngineError when there is no room, LibbpfError or OSError.
+        """
+        if self._stale:
+            taken = {*self._records, *(slot for slot, _ in self._stale)}
+            slot = next((number for number in range(layout.MAXIMUM_WORKLOADS) if number not in taken), None)
+            with suppress(_NoRoomError):
+                used = (*self._records.values(), *(record for _, record in self._stale))
+                if slot is not None:
+                    return slot, self._place(table, digest, used)
+            self._wait_for_readers()
+        slot = next(number for number in range(layout.MAXIMUM_WORKLOADS) if number not in self._records)
+        return slot, self._place(table, digest, tuple(self._records.values()))
 
     def successor(self) -> SuccessorRecord | None:
         """Tell which bundle succeeded the sealed one; see the port."""
@@ -389,10 +418,10 @@ class BpfLsmEngine:
             present = self._read_successor()
             check_advance(present, successor, [record.workload_id for record in self._records.values()], workloads)
             new = {workload.workload_id: workload for workload in workloads}
-            # The places of the epoch before the present one are written over: no program has been running since then.
-            self._stale.clear()
             following: dict[int, WorkloadRecord] = {}
             try:
+                # The places of the epoch before the present one, and their tables, are written over.
+                self._wait_for_readers()
                 for slot, record in self._records.items():
                     workload = new[record.workload_id]
                     digest = _digest(workload.table_digest)
@@ -412,7 +441,7 @@ class BpfLsmEngine:
             except (LibbpfError, OSError) as error:
                 message = f"successor {successor.digest} could not be put in force, all is as before: {error}"
                 raise EngineError(message) from error
-            self._stale = list(self._records.values())
+            self._stale = list(self._records.items())
             self._records = following
 
     def _place(self, table: bytes, digest: bytes, used_by: Sequence[WorkloadRecord]) -> tuple[int, int]:
@@ -436,7 +465,7 @@ class BpfLsmEngine:
             f"no room for a table of {len(table)} bytes in {self._regions} regions of {layout.REGION_BYTES} bytes;"
             " raise tableRegions in the agent's configuration and restart the machine"
         )
-        raise EngineError(message)
+        raise _NoRoomError(message)
 
     def _holds(self, start: int, table: bytes) -> bool:
         with self._window(start, len(table)) as (memory, begin):
@@ -466,7 +495,7 @@ class BpfLsmEngine:
                     message = f"workload {record.container} could not be let go: {error}"
                     raise EngineError(message) from error
                 del self._records[slot]
-                self._stale = [stale for stale in self._stale if stale.workload_id != workload_id]
+                self._stale.append((slot, record))
 
     def registered(self) -> Sequence[KernelWorkload]:
         """Tell what the kernel holds, in the order of workload ids."""

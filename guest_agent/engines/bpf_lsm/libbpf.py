@@ -13,6 +13,7 @@ import ctypes
 import ctypes.util
 import errno
 import os
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 PRINT_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 SAMPLE_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
+_ARRAY = 2  # enum bpf_map_type
+_ARRAY_OF_MAPS = 12
 _KEPT_MESSAGES = 60  # libbpf prints the verifier's log line by line; the end of it is what tells
 
 BPF_ANY = 0
@@ -54,6 +57,17 @@ class _MapInfo(ctypes.Structure):
     )
 
 
+class _CreateOptions(ctypes.Structure):
+    """``struct bpf_map_create_opts`` up to the field that is used; libbpf goes by its size."""
+
+    _fields_ = (
+        ("size", ctypes.c_size_t),
+        ("type_ids", ctypes.c_uint32 * 4),
+        ("inner_map", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+    )
+
+
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_object__open_file": (ctypes.c_void_p, (ctypes.c_char_p, ctypes.c_void_p)),
     "bpf_object__load": (ctypes.c_int, (ctypes.c_void_p,)),
@@ -69,6 +83,17 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map__fd": (ctypes.c_int, (ctypes.c_void_p,)),
     "bpf_map__pin": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_char_p)),
     "bpf_map__set_max_entries": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_uint32)),
+    "bpf_map_create": (
+        ctypes.c_int,
+        (
+            ctypes.c_int,
+            ctypes.c_char_p,
+            ctypes.c_uint32,
+            ctypes.c_uint32,
+            ctypes.c_uint32,
+            ctypes.POINTER(_CreateOptions),
+        ),
+    ),
     "bpf_map_lookup_elem": (ctypes.c_int, (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)),
     "bpf_map_update_elem": (ctypes.c_int, (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64)),
     "bpf_map_delete_elem": (ctypes.c_int, (ctypes.c_int, ctypes.c_void_p)),
@@ -131,6 +156,30 @@ class Libbpf:
         if result < 0:
             raise self._fail(ctypes.get_errno() or -result, what, explain=explain)
         return result
+
+    def wait_for_programs(self) -> None:
+        """Return when every non-sleepable BPF program that runs now, on any CPU, preempted or not, has ended.
+
+        A write to a map of maps waits for just that before it returns (``maybe_wait_bpf_programs`` in
+        kernel/bpf/syscall.c, since Linux 4.20), whatever the kernel's configuration. membarrier(2) would not do: its
+        MEMBARRIER_CMD_GLOBAL waits for nothing on a machine with one CPU and is refused under nohz_full.
+        """
+        opened: list[int] = []
+
+        def made(kind: int, options: _CreateOptions | None) -> int:
+            given = None if options is None else ctypes.byref(options)
+            what = "make a map to wait for running programs with"
+            opened.append(self.call("bpf_map_create", kind, b"hauberk_wait", 4, 4, 1, given, what=what))
+            return opened[-1]
+
+        try:
+            inner = made(_ARRAY, None)
+            outer = made(_ARRAY_OF_MAPS, _CreateOptions(size=ctypes.sizeof(_CreateOptions), inner_map=inner))
+            value = inner.to_bytes(4, sys.byteorder)
+            self.call("bpf_map_update_elem", outer, bytes(4), value, BPF_ANY, what="wait for running programs")
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
 
     def pointer(self, function: str, *arguments: Any, what: str, explain: bool = False) -> int:  # noqa: ANN401 - as ctypes
         """Call a function that returns a pointer, NULL on failure."""

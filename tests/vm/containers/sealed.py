@@ -106,7 +106,8 @@ def left() -> Left:
     library = Libbpf()
     cgroups, workloads = Map.pinned(library, PINS / "cgroups"), Map.pinned(library, PINS / "workloads")
     try:
-        used = sum(any(workloads.get(layout.KEY.pack(slot)) or b"") for slot in range(layout.MAXIMUM_WORKLOADS))
+        slots = (workloads.get(layout.KEY.pack(slot)) or b"" for slot in range(layout.MAXIMUM_WORKLOADS))
+        used = sum(layout.WorkloadRecord.decode(slot).workload_id != 0 for slot in slots)
         records = sum(path.name[0].isdigit() for path in RECORDS.iterdir())
         return Left(len(cgroups.keys(layout.CGROUP.size)), used, records)
     finally:

@@ -8,6 +8,7 @@ old rules is never executed again. Source numbers of the two tables differ on pu
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -142,6 +143,26 @@ def guest(module: Guest) -> Iterator[Guest]:
     module.askers.clear()
     for container in list(module.running.values()):
         module.remove(container)
+
+
+def test_the_kernel_waits_for_the_programs_that_run(guest: Guest) -> None:
+    """Told by the kernel's own function, also on a machine with one CPU, where membarrier(2) waits for nothing."""
+    container = guest.start(FIRST)
+    tracing = Path("/sys/kernel/tracing")
+    if not (tracing / "kprobe_events").exists():
+        subprocess.run(["/bin/mount", "-t", "tracefs", "tracefs", str(tracing)], check=True)
+    probes, switch = tracing / "kprobe_events", tracing / "events/hauberk_test/enable"
+    probes.write_text("p:hauberk_test/waited synchronize_rcu\n", "ascii")
+    try:
+        switch.write_text("1", "ascii")
+        (tracing / "trace").write_text("", "ascii")
+        guest.advance([(container, SECOND)])
+        switch.write_text("0", "ascii")
+        mine = [line for line in (tracing / "trace").read_text("utf-8").splitlines() if f"-{os.getpid()} " in line]
+    finally:
+        switch.write_text("0", "ascii")
+        probes.write_text("", "ascii")
+    assert len([line for line in mine if "waited:" in line]) == 1
 
 
 def test_the_numbers_of_a_source_differ_between_the_tables() -> None:

@@ -574,12 +574,14 @@ def test_what_the_gate_goes_by_is_frozen(guest: Guest, name: str) -> None:
 
 
 def kernel_state() -> tuple[set[bytes], list[bytes]]:
-    """Give the registered cgroups and the slots that are not empty."""
+    """Give the registered cgroups and the slots that hold a workload."""
     library = Libbpf()
     cgroups, workloads = Map.pinned(library, PINS / "cgroups"), Map.pinned(library, PINS / "workloads")
     try:
         slots = [workloads.get(layout.KEY.pack(slot)) or b"" for slot in range(layout.MAXIMUM_WORKLOADS)]
-        return set(cgroups.keys(layout.CGROUP.size)), [slot for slot in slots if any(slot)]
+        return set(cgroups.keys(layout.CGROUP.size)), [
+            slot for slot in slots if layout.WorkloadRecord.decode(slot).workload_id
+        ]
     finally:
         os.close(cgroups.descriptor)
         os.close(workloads.descriptor)
