@@ -81,9 +81,7 @@ def run(laboratory: Laboratory, case: Case, outcome: Outcome | None = None) -> t
     return outcome, oracle
 
 
-def _baselines(
-    laboratory: Laboratory, oracle: Oracle, case: Case, outcome: Outcome
-) -> list[tuple[Question, str]]:
+def _baselines(laboratory: Laboratory, oracle: Oracle, case: Case, outcome: Outcome) -> list[tuple[Question, str]]:
     """Ask without policy; give the questions that nothing but a policy could refuse, with their answers."""
     found: list[tuple[Question, str]] = []
     kept = list(_undoable(oracle, case.questions, outcome))
