@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -167,5 +168,7 @@ def test_a_rootless_container_is_refused(base: Path, images: Path, agent: Watche
             host.hauberk("uninstall", "podman").check()
             assert podman.run(str(home / "rootfs"), "/bin/echo", "it ran", options=["--rm", "--rootfs"]).check().output
     finally:
+        for pause in home.rglob("pause.pid"):  # rootless podman keeps a process that holds its user namespace
+            os.kill(int(pause.read_text(encoding="utf-8")), signal.SIGKILL)
         shutil.rmtree(home)
     assert agent.announced() == []
