@@ -145,6 +145,7 @@ class Agent:
         self._lock = threading.RLock()
         self._busy: dict[str, _Turn] = {}
         self._turnstile = successor.Turnstile()
+        self._submitting = threading.Lock()
         self._stopping = threading.Event()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # readable once the agent is to end
         self._threads: list[threading.Thread] = []
@@ -463,25 +464,40 @@ class Agent:
     def submit(self, bundle: bytes, signature: bytes) -> Submitted:
         """Put a successor of the bundle in force in its place, for every container at one instant.
 
+        Containers go on being registered while it is verified, which may take long, and wait only for the switch.
         Raises SubmitError; everything is as before then.
         """
         records = self._records
         if self.policy_set is None or records is None:
             message = "found an agent that has not started, expected one that has; submit the bundle again later"
             raise SubmitError(message)
-        with self._turnstile.alone():
-            if self._stopping.is_set():
-                message = "found an agent that is ending, expected one that stays; submit the bundle to the next one"
-                raise SubmitError(message)
+        with self._one_submission():
             try:
-                return self._succeed(bundle, signature, records)
+                accepted = self.engine.successor()
+                first, policy_set = self._verify_successor(bundle, signature, accepted, records)
+                with self._turnstile.alone():
+                    if self._stopping.is_set():
+                        message = "found an agent that is ending, expected one that stays; submit it to the next one"
+                        raise SubmitError(message)
+                    return self._succeed(first, (bundle, signature), policy_set, accepted, records)
             except _SUBMIT_REFUSALS as error:
                 logger.warning("successor refused: %s", error)
                 raise SubmitError(str(error)) from error
 
-    def _succeed(self, bundle: bytes, signature: bytes, records: RecordStore) -> Submitted:
-        started = time.monotonic()
-        sealed, accepted = self.engine.sealed_digest(), self.engine.successor()
+    @contextmanager
+    def _one_submission(self) -> Iterator[None]:
+        if not self._submitting.acquire(timeout=successor.PATIENCE_SECONDS):
+            message = "found another submission under way, expected its end; submit the bundle again later"
+            raise SubmitError(message)
+        try:
+            yield
+        finally:
+            self._submitting.release()
+
+    def _verify_successor(
+        self, bundle: bytes, signature: bytes, accepted: SuccessorRecord | None, records: RecordStore
+    ) -> tuple[tuple[bytes, bytes], selection.PolicySet]:
+        """Give the bundle that the chain begins with, and what the successor of ``accepted`` says."""
         number = accepted.number + 1 if accepted else 1
         chain = records.read_chain(number - 1)
         if number > MAXIMUM_CHAIN or _size_of([*chain, (bundle, signature)]) > MAXIMUM_CHAIN_BYTES:
@@ -491,15 +507,27 @@ class Agent:
             )
             raise SubmitError(message)
         first = self._first_bundle(accepted, records)
-        policy_set = self._ask_for_bundle(first, sealed, accepted, [*chain, (bundle, signature)])
+        policy_set = self._ask_for_bundle(first, self.engine.sealed_digest(), accepted, [*chain, (bundle, signature)])
         _check_digest(policy_set, bundle)
         activation.check(policy_set, self.configuration.mode)
+        return first, policy_set
+
+    def _succeed(
+        self,
+        first: tuple[bytes, bytes],
+        link: tuple[bytes, bytes],
+        policy_set: selection.PolicySet,
+        accepted: SuccessorRecord | None,
+        records: RecordStore,
+    ) -> Submitted:
+        started = time.monotonic()
+        number = accepted.number + 1 if accepted else 1
         following = {held.workload_id: self._follow(held, policy_set) for held in self.engine.registered()}
         record = SuccessorRecord(policy_set.digest, policy_set.version, number)
         try:
             if accepted is None:
                 records.write_link(0, *first)
-            records.write_link(number, bundle, signature)
+            records.write_link(number, *link)
             for one in following.values():
                 if one.record is not None:
                     records.write_next(one.record)

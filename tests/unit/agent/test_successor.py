@@ -631,6 +631,24 @@ def test_registrations_and_submissions_wait_for_each_other() -> None:
         order.append("again")
 
 
+def test_containers_are_registered_while_a_successor_is_verified_and_then_follow_it(
+    fake: FakeMachine, agents: Start, configure: Configure, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = agents(configure())
+    real = Agent._ask_for_bundle  # noqa: SLF001 - the part that takes its time
+
+    def meanwhile(*arguments: object) -> object:
+        running(fake, agent, "c2", 101)
+        with pytest.raises(SubmitError, match="another submission"):
+            owner.submit(agent, 3)
+        return real(*arguments)  # type: ignore[arg-type] # as the method takes them
+
+    monkeypatch.setattr("guest_agent.successor.PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(Agent, "_ask_for_bundle", meanwhile)
+    told = owner.submit(agent, 2)
+    assert (told.version, told.workloads) == (2, 1)
+
+
 def test_an_agent_that_ends_changes_nothing_any_more_and_lets_no_other_begin_before(
     fake: FakeMachine, agents: Start, configure: Configure, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
