@@ -6,7 +6,7 @@ enforces, and only then listen. A registration: announce, verify, read the conta
 policies, gather facts, compile, put in force, verify once more, and only then answer. Whatever fails on the way undoes
 what was done and refuses; an undo that fails leaves the workload in force, never half let go.
 
-A submission of a successor: wait until no registration is under way, verify the whole chain, compute what every
+A submission of a successor: verify the whole chain, wait until no registration is under way, compute what every
 container in force is held to from then on, write that down beside what holds now, and switch all of them in one step.
 Killed before that step, the next agent finds the old state and forgets the rest; killed after it, the new one.
 
