@@ -34,7 +34,7 @@ AIM_KIB = 64 * 1024
 AT_ONCE = 100
 REFUSALS = 8000
 # One start of an agent takes its time under emulation: every step is struck by the 200 of the long run.
-QUICK_STEPS = ("after-verify", "after-record", "between-slot-and-cgroup", "after-register", "after-answer")
+QUICK_STEPS = ("after-record", "between-slot-and-cgroup", "after-answer")
 KILLS = 200
 _numbers = itertools.count(1)
 

@@ -48,7 +48,7 @@ spec:
 # The trusted prober is a source of its own from the first bundle on: its rights are the first bundle's word.
 TRUST = f"      - {{dir: /srv/secrets/app/, recursive: true, action: Allow, fromSource: [{{path: {TRUSTED}}}]}}"
 LEAVES = f"      - {{dir: /srv/secrets/app/, recursive: true, action: Allow, fromSource: [{{path: {LATER}}}]}}"
-QUICK_STEPS = ("before-epoch", "after-advance")
+QUICK_STEPS = ("after-advance",)
 _versions = itertools.count(2)
 
 
