@@ -417,12 +417,13 @@ def last_line(path: Path) -> str:
 
 
 def left() -> tuple[int, int]:
-    """Count the cgroups and the slots that the kernel holds."""
+    """Count the cgroups and the places of workloads, of both epochs, that the kernel holds."""
     library = Libbpf()
     pins = Path("/sys/fs/bpf/hauberk")
     cgroups, workloads = Map.pinned(library, pins / "cgroups"), Map.pinned(library, pins / "workloads")
     try:
-        used = sum(any(workloads.get(layout.KEY.pack(slot)) or b"") for slot in range(layout.MAXIMUM_WORKLOADS))
+        places = (workloads.get(layout.KEY.pack(place)) or b"" for place in range(2 * layout.MAXIMUM_WORKLOADS))
+        used = sum(layout.WorkloadRecord.decode(place).workload_id != 0 for place in places)
         return len(cgroups.keys(layout.CGROUP.size)), used
     finally:
         os.close(cgroups.descriptor)
