@@ -53,7 +53,7 @@ def main() -> int:
         print(f"{name:20} {outcome.executions:>10} executions, {outcome.covered}, {found}", flush=True)
         for path in outcome.findings:
             print(f"  {path.relative_to(REPOSITORY)}", flush=True)
-        failed = failed or bool(outcome.findings) or outcome.status != 0
+        failed = failed or bool(outcome.findings) or outcome.status != 0 or not outcome.executions
     return int(failed)
 
 

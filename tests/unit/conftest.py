@@ -12,14 +12,14 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 settings.register_profile("hauberk", deadline=None, database=None, print_blob=True)
 settings.load_profile("hauberk")
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    patch = pytest.MonkeyPatch()
-    cache: Path = tmp_path_factory.mktemp("cache")
-    patch.setenv("XDG_CACHE_HOME", str(cache))
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -20,6 +20,7 @@ LONG_FILES = [file for file in guest_files() if file.has_long]
 
 def test_there_are_guest_side_tests() -> None:
     assert FILES
+    assert LONG_FILES
 
 
 @pytest.fixture(scope="session")
@@ -45,16 +46,14 @@ def test_in_the_guest(file: GuestFile, guests: Guests) -> None:
     assert all(report.passed for report in passed.values())
 
 
-if LONG_FILES:
-
-    @pytest.mark.long
-    @pytest.mark.parametrize("file", LONG_FILES, ids=str)
-    def test_long_in_the_guest(file: GuestFile, tmp_path: Path) -> None:
-        guests = Guests(KERNELS, tmp_path)
-        try:
-            guests.begin(file, only_long=True, memory="4G", timeout=LONG_TIMEOUT)
-            passed = guests.passed(file)
-        finally:
-            guests.end()
-        assert set(passed) == set(KERNELS)
-        assert all(report.passed for report in passed.values())
+@pytest.mark.long
+@pytest.mark.parametrize("file", LONG_FILES, ids=str)
+def test_long_in_the_guest(file: GuestFile, tmp_path: Path) -> None:
+    guests = Guests(KERNELS, tmp_path)
+    try:
+        guests.begin(file, only_long=True, memory="4G", timeout=LONG_TIMEOUT)
+        passed = guests.passed(file)
+    finally:
+        guests.end()
+    assert set(passed) == set(KERNELS)
+    assert all(report.passed for report in passed.values())

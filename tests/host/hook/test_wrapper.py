@@ -136,6 +136,7 @@ def test_nothing_but_the_hooks_is_changed(wrapped: Wrapped, bundle: Bundle) -> N
     before = configuration(bundle)
     run(wrapped, bundle)
     after = configuration(bundle)
+    assert after["hooks"]
     assert {**after, "hooks": {}} == before
     assert (bundle.path / "config.json").stat().st_mode & 0o7777 == 0o640
     assert [path.name for path in bundle.path.iterdir() if "hauberk" in path.name] == []

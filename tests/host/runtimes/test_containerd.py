@@ -7,6 +7,7 @@ wrapper runtime is for whatever containerd has it run.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -70,8 +71,10 @@ def mark(containerd: Containerd, pod: Pod, base: Path, name: str = "marking") ->
     except CriError:
         assert not (base / "mark" / "here").exists()
         return False
+    deadline = time.monotonic() + 60
     while not containerd.cri.exited(container):
-        pass
+        assert time.monotonic() < deadline, f"container {container} does not end"
+        time.sleep(0.02)
     assert (base / "mark" / "here").exists()
     return True
 

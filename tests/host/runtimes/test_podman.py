@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -169,6 +170,7 @@ def test_a_rootless_container_is_refused(base: Path, images: Path, agent: Watche
             assert podman.run(str(home / "rootfs"), "/bin/echo", "it ran", options=["--rm", "--rootfs"]).check().output
     finally:
         for pause in home.rglob("pause.pid"):  # rootless podman keeps a process that holds its user namespace
-            os.kill(int(pause.read_text(encoding="utf-8")), signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(int(pause.read_text(encoding="utf-8")), signal.SIGKILL)
         shutil.rmtree(home)
     assert agent.announced() == []

@@ -31,8 +31,10 @@ def test_policies_of_different_kinds_may_share_a_name() -> None:
         line for text in texts for line in [text.replace(text.split("name: ")[1].split("\n")[0], "n", 1)]
     )
     policies, problems = examine(same)
+    named = [number for number, line in enumerate(same.splitlines(), 1) if line == "  name: n"]
+    first = named[[policy.kind for policy in policies].index("KubeArmorNetworkPolicy")]
     assert [problem.found for problem in problems] == [
-        "a second KubeArmorNetworkPolicy named 'n' (first at p.yaml:" + str(problems[0].found.split(":")[1])
+        f"a second KubeArmorNetworkPolicy named 'n' (first at p.yaml:{first})"
     ]
     assert {policy.name for policy in policies} == {"n"}
 

@@ -54,6 +54,7 @@ def test_examples_are_accepted(path: Path) -> None:
     found = documents.read(path.read_bytes(), str(path), [])
     assert found
     policies = [document.value for document in found if models.check(document)[0]]
+    assert len(policies) == len(found)
     assert all(accepts(policy) for policy in policies)
 
 

@@ -98,12 +98,18 @@ class Containerd:
 
     def stop(self) -> None:
         """End the daemon and every shim it left behind."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(DEFAULT_LIMIT)
-        for pid in self._shims():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        try:
+            if self._process is not None:
+                self._process.terminate()
+                try:
+                    self._process.wait(DEFAULT_LIMIT)
+                except subprocess.TimeoutExpired:
+                    self._process.kill()
+                    raise
+        finally:
+            for pid in self._shims():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def ctr(self, *arguments: str | Path, namespace: str = "k8s.io") -> Completed:
         """Run one command of containerd's own command line to its end."""

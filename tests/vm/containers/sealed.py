@@ -102,11 +102,11 @@ NOTHING: Final = Left(0, 0, 0)
 
 
 def left() -> Left:
-    """Look into the kernel's maps and the directory of records."""
+    """Look into the kernel's maps, at the places of both epochs, and the directory of records."""
     library = Libbpf()
     cgroups, workloads = Map.pinned(library, PINS / "cgroups"), Map.pinned(library, PINS / "workloads")
     try:
-        slots = (workloads.get(layout.KEY.pack(slot)) or b"" for slot in range(layout.MAXIMUM_WORKLOADS))
+        slots = (workloads.get(layout.KEY.pack(slot)) or b"" for slot in range(2 * layout.MAXIMUM_WORKLOADS))
         used = sum(layout.WorkloadRecord.decode(slot).workload_id != 0 for slot in slots)
         records = sum(path.name[0].isdigit() for path in RECORDS.iterdir())
         return Left(len(cgroups.keys(layout.CGROUP.size)), used, records)

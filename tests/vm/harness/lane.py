@@ -2,7 +2,7 @@
 """Runs pytest inside a guest and believes it only if its report says that tests ran and all of them passed.
 
 An emulated guest keeps one processor busy, so as many run at once as there are kernels. They take their work from one
-queue: a kernel that is done with a file begins the next one, whatever the other is at.
+queue: what is done with a boot begins the next one, of whichever kernel.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ class Guests:
     def passed(self, file: GuestFile) -> dict[str, Report]:
         """Wait for a file's boots; give the report of each kernel. Raises AssertionError for what failed."""
         running = self._running[file]
-        problems = [str(error) for future in running.values() if (error := future.exception()) is not None]
+        errors = [error for future in running.values() if (error := future.exception()) is not None]
+        problems = [str(error) if isinstance(error, AssertionError) else repr(error) for error in errors]
         if problems:
             raise AssertionError("\n".join(problems))
         return {kernel: future.result() for kernel, future in running.items()}
