@@ -16,7 +16,6 @@ from hauberk.errors import HauberkError
 
 if TYPE_CHECKING:
     from guest_agent.workloads.selection import PolicySet
-    from hauberk.policy.coverage import Unenforced
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ def check(policy_set: PolicySet, mode: str) -> None:
             "its bundle or does not start; take them out, or write them with what is enforced (docs/enforcement.md), "
             "and sign the bundle again"
         )
-        lines = [advice, *(f"{_place(one)}: {one.rule}: {one.reason}" for one in policy_set.unenforced)]
+        lines = [advice, *(f"{one.place}: {one.rule}: {one.reason}" for one in policy_set.unenforced)]
         if more > 0:
             lines.append(f"and {more} more")
         raise ActivationError("\n".join(lines))
@@ -50,8 +49,3 @@ def check(policy_set: PolicySet, mode: str) -> None:
         logger.warning("not enforced as written: %s", one)
     if more > 0:
         logger.warning("not enforced as written: %d more rule(s)", more)
-
-
-def _place(one: Unenforced) -> str:
-    origin = one.origin
-    return f"{origin.file}:{origin.line}:{origin.column}: {origin.policy} {origin.field}"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent: joins trust, registry, facts and engine; decides in which order things happen, and little else.
 
-Start: verify the bundle (against the digest the kernel is sealed with, if it is), seal, take up what the kernel still
-enforces, and only then listen. A registration: announce, verify, read the container's own configuration, choose its
+Start: verify the bundle (against the digest the kernel is sealed with, if it is) and the chain of its successors up to
+the one the kernel has in force, seal, take up what the kernel still enforces, and only then listen. A registration: announce, verify, read the container's own configuration, choose its
 policies, gather facts, compile, put in force, verify once more, and only then answer. Whatever fails on the way undoes
 what was done and refuses; an undo that fails leaves the workload in force, never half let go.
 
@@ -65,15 +65,14 @@ _PAUSE_AFTER_ERROR_SECONDS: Final = 0.5
 _PATIENCE_AT_THE_END_SECONDS: Final = 5.0
 _RESERVED_IDS: Final = 256
 """So many workload ids are reserved on disk at a time: an agent that is killed skips the rest of them."""
-_MAXIMUM_BUNDLE_BYTES: Final = 8 << 20
-_MAXIMUM_SIGNATURE_BYTES: Final = 12 << 20  # an envelope holds the bundle too, in base64
+MAXIMUM_BUNDLE_BYTES: Final = 8 << 20
+MAXIMUM_SIGNATURE_BYTES: Final = 12 << 20  # an envelope holds the bundle too, in base64
 _MAXIMUM_SMALL_BYTES: Final = 1 << 20
 
-_SUBMIT_REFUSALS: Final = (
-    activation.ActivationError, child.ChildError, EngineError, PlanError, RegistryError, verification.VerificationError,
-    OSError, ValueError,
+_BUNDLE_REFUSALS: Final = (
+    HauberkError, child.ChildError, EngineError, RegistryError, verification.VerificationError, OSError, ValueError,
 )  # fmt: skip
-"""What refuses a successor with a message of its own."""
+"""What refuses a bundle, at start or as a successor, with a message of its own."""
 
 _REFUSALS: Final = (
     RegistryError, verification.VerificationError, facts.ConfigError, selection.SelectionError, EngineError, PlanError,
@@ -182,15 +181,7 @@ class Agent:
             self._take_up(self._records)
             if configuration.alert_log is not None:
                 self._sink = FileSink(configuration.alert_log)
-        except (
-            activation.ActivationError,
-            child.ChildError,
-            EngineError,
-            RegistryError,
-            verification.VerificationError,
-            OSError,
-            ValueError,
-        ) as error:
+        except _BUNDLE_REFUSALS as error:
             raise StartError(str(error)) from error
         logger.info(
             "bundle %s version %d (%s) is %s, %d workload(s) taken up", policy_set.name, policy_set.version,
@@ -238,13 +229,15 @@ class Agent:
         """Give the first bundle's digest and what is in force: that bundle, or the last of its successors."""
         try:
             chain = records.read_chain(accepted.number if accepted else 0)
+            first = self._first_bundle(accepted, records)
         except OSError as error:
+            if accepted is None:
+                raise
             message = (
-                f"the kernel has successor {accepted.number if accepted else 0} in force and its bundle cannot be read"
+                f"the kernel has successor {accepted.number} in force and the chain of bundles up to it cannot be read"
                 f" ({error}); restore {self.configuration.state_directory}, or reboot: no older bundle is taken instead"
             )
             raise StartError(message) from error
-        first = self._first_bundle(accepted, records)
         policy_set = self._ask_for_bundle(first, sealed, accepted, chain)
         _check_digest(policy_set, chain[-1][0] if chain else first[0])
         activation.check(policy_set, self.configuration.mode)
@@ -258,8 +251,8 @@ class Agent:
         if accepted is not None:
             return records.read_first()
         return (
-            _read_bounded(self.configuration.bundle, _MAXIMUM_BUNDLE_BYTES),
-            _read_bounded(self.configuration.bundle_signature, _MAXIMUM_SIGNATURE_BYTES),
+            _read_bounded(self.configuration.bundle, MAXIMUM_BUNDLE_BYTES),
+            _read_bounded(self.configuration.bundle_signature, MAXIMUM_SIGNATURE_BYTES),
         )
 
     def _ask_for_bundle(
@@ -417,7 +410,7 @@ class Agent:
                 aliases=found.aliases,
                 unenforced=chosen.unenforced,
                 rule_set=found.rule_set,
-                root_path=config.root_path,
+                root_path=found.root_path,
                 held=succession.has_rules(found.rule_set),
                 forms=found.forms,
             )
@@ -480,7 +473,7 @@ class Agent:
                         message = "found an agent that is ending, expected one that stays; submit it to the next one"
                         raise SubmitError(message)
                     return self._succeed(first, (bundle, signature), policy_set, accepted, records)
-            except _SUBMIT_REFUSALS as error:
+            except _BUNDLE_REFUSALS as error:
                 logger.warning("successor refused: %s", error)
                 raise SubmitError(str(error)) from error
 
@@ -533,10 +526,7 @@ class Agent:
                     records.write_next(one.record)
             held = self._switch(record, following)
         except BaseException:
-            # Should the kernel have taken it all the same, the next start must find all of this.
-            if self.engine.successor() == accepted:
-                records.forget_next()
-                records.cut_chain(number - 1)
+            self._take_back(accepted, number, records)
             raise
         refused = tuple((one.container_id, following[one.workload_id].refused) for one in held)
         refused = tuple((container, reason) for container, reason in refused if reason)
@@ -548,6 +538,24 @@ class Agent:
         for container, reason in refused:
             logger.warning("container %s is refused everything from now on: %s", container, reason)
         return Submitted(policy_set.name, policy_set.version, policy_set.digest, number, len(held), refused)
+
+    def _take_back(self, accepted: SuccessorRecord | None, number: int, records: RecordStore) -> None:
+        """Forget a successor that did not come into force.
+
+        Should the kernel have taken it all the same, or not say, the next start must find all of it; until then nothing
+        is registered by a bundle that may not be in force any more.
+        """
+        try:
+            taken = self.engine.successor() != accepted
+        except EngineError as error:
+            logger.warning("it cannot be told which bundle the kernel has in force: %s", error)
+            taken = True
+        if taken:
+            self.policy_set = None
+            logger.error("the kernel may have another bundle in force than this agent: restart the agent")
+            return
+        records.forget_next()
+        records.cut_chain(number - 1)
 
     def _follow(self, held: KernelWorkload, policy_set: selection.PolicySet) -> successor.Following:
         with self._lock:
@@ -582,6 +590,7 @@ class Agent:
         records: RecordStore,
     ) -> None:
         """Make the agent's own state that of the kernel. It is in force already: nothing here may undo it."""
+        renewed: list[int] = []
         with self._lock:
             self.policy_set = policy_set
             for one in held:
@@ -589,18 +598,18 @@ class Agent:
                 workload = self.registry.find(one.container_id)
                 if workload is None or workload.workload_id != one.workload_id:
                     continue  # ended meanwhile
-                self.registry.renew(one.container_id, new.digest)
-                if new.record is None:
-                    continue
-                self._known[one.workload_id] = self._sharing(new.record)
-                try:
-                    records.promote(one.workload_id)
-                except OSError as error:
-                    logger.warning("the record of workload %d cannot be renewed: %s", one.workload_id, error)
+                # Without a digest it is one the kernel would not let go of: no announcement may find it in order.
+                self.registry.renew(one.container_id, new.digest if workload.table_digest else "")
+                if new.record is not None:
+                    self._known[one.workload_id] = self._sharing(new.record)
+                    renewed.append(one.workload_id)
             try:
+                for workload_id in renewed:
+                    records.promote(workload_id)
                 records.forget_next()
             except OSError as error:
-                logger.warning("records that are not needed any more cannot be removed: %s", error)
+                # What was not promoted is found under its next name by the next start, and must stay there.
+                logger.warning("the records of the workloads cannot be renewed: %s", error)
 
     # ---- letting go --------------------------------------------------------------------------------------------
 
@@ -720,6 +729,8 @@ class Agent:
         policy_set = self.policy_set
         if self.configuration.mode == "host":
             found.append("host mode: containers that nobody registers are not gated")
+        if policy_set is None:
+            found.append("nothing is registered: which bundle is in force cannot be told; restart the agent")
         if policy_set is not None and len(policy_set.policies) > 1:
             found.append(
                 "several policies are chosen by names the host sets: protection is that of the weakest of them"

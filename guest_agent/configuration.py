@@ -123,13 +123,8 @@ def parse(value: Mapping[str, object], file: str) -> Configuration:
         ("kernel_helpers", _KERNEL_HELPERS),
         ("mount_points", _MOUNT_POINTS),
     ):
-        settings.setdefault(name, tuple(path for entry in defaults for path in _files(entry)))
+        settings.setdefault(name, tuple(path for path in defaults if Path(path).is_file()))
     return Configuration(**settings)  # type: ignore[arg-type] # checked one by one above
-
-
-def _files(pattern: str) -> list[str]:
-    """Give the files of this machine that a default stands for."""
-    return sorted(str(path) for path in Path("/").glob(pattern.removeprefix("/")) if path.is_file())
 
 
 def _setting(name: str, key: str, found: object, file: str) -> object:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the agent remembers of each workload across its own restarts, one JSON file each below ``/run``.
 
-The kernel alone says what is in force. A record only adds what alerts and status need (names, rules, the init's
-pid), is believed only if its ids and table digest are those the kernel holds, and may be missing.
+The kernel alone says what is in force. A record adds what alerts, status and successors need (names, rules, the init's
+pid, where its paths led) and is believed only if its ids and table digest are those the kernel holds. Without one the
+container stays under its rules, alerts name none, and the next successor refuses it everything.
 
 Before a successor's rules come into force, each workload's record under them lies beside the present one
 (``ID.next``): whichever the kernel holds after a kill is the one that counts. The successors themselves, bundle and
@@ -58,8 +59,8 @@ class Record:
     unenforced: int
     rule_set: RuleSet
     image_digest: str = ""
-    root_path: str = ""  # where its root stood when it was registered
-    held: bool = True  # whether it has been under rules ever since it started
+    root_path: str = ""  # where its root stood when it was registered, without a link on the way
+    held: bool = False  # whether it has been under rules ever since it started
     forms: tuple[tuple[str, tuple[str, ...]], ...] = ()  # what its paths led to before it ran
 
     @property
@@ -83,7 +84,7 @@ class Record:
         unenforced: int,
         rule_set: RuleSet,
         root_path: str = "",
-        held: bool = True,
+        held: bool = False,
         forms: tuple[tuple[str, tuple[str, ...]], ...] = (),
     ) -> Record:
         """Put a record together."""
@@ -146,7 +147,11 @@ class Record:
 
 
 class RecordStore:
-    """The directory of records. Losing one costs names in alerts: writing raises, reading logs."""
+    """The directory of records, and of the chain of successors. Writing raises.
+
+    Of a workload's record, reading logs: losing it refuses that container everything under the next successor. Of the
+    chain, reading raises: without one of its links no agent starts, since no older bundle may take its place.
+    """
 
     def __init__(self, directory: Path) -> None:
         """Make the directory, root's alone. Raises OSError."""

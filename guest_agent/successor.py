@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from hauberk.policy.rules import RuleSet
 
 
+_NO_ANSWER: Final = ("OSError", "ChildProcessError")
+"""Kinds of a child's error that say nothing of what was asked: it was not started, or ended without an answer."""
 PATIENCE_SECONDS: Final = 60.0
 """How long a submission waits for registrations under way."""
 
@@ -69,7 +71,7 @@ def follow(
 ) -> Following:
     """Give what a container is held to under ``policy_set``. ``compiled`` gives the table of a rule set.
 
-    Raises PlanError or ChildError when the bundle's own rules cannot be compiled.
+    Raises PlanError or ChildError when the bundle's own rules cannot be compiled, or when no child could be asked.
     """
     if record is None:
         return _refused(None, "nothing is recorded of the container", compiled)
@@ -93,7 +95,9 @@ def follow(
         table = compiled(digest, rule_set)
     except (FactsError, verification.VerificationError, OSError) as error:
         return _refused(record, f"what its rules lead to cannot be established: {error}", compiled)
-    except (PlanError, ChildError):
+    except (PlanError, ChildError) as error:
+        if isinstance(error, ChildError) and error.kind in _NO_ANSWER:
+            raise  # that says nothing of the container
         # The bundle's fault, or that of the names the container has made? As recorded it has made none.
         plain = expand(succession.limiting(chosen.rule_set), recorded)
         as_recorded = succession.joined(chosen.rule_set, granted, plain, resolve=recorded)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
+from guest_agent.agent import MAXIMUM_BUNDLE_BYTES, MAXIMUM_SIGNATURE_BYTES
 from guest_agent.events.alerts import printable
 from guest_agent.events.stream import TooManySubscribersError
 from guest_agent.successor import SubmitError
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 _THREADS: Final = 20  # 16 alert readers may follow, and each holds one
 _POLL_SECONDS: Final = 0.5
-_MAXIMUM_MESSAGE_BYTES: Final = (8 << 20) + (12 << 20) + (1 << 16)  # the largest bundle and the largest envelope of one
+_MAXIMUM_MESSAGE_BYTES: Final = MAXIMUM_BUNDLE_BYTES + MAXIMUM_SIGNATURE_BYTES + (1 << 16)
 
 
 class AgentService(stubs.AgentServicer):

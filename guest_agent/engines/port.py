@@ -69,7 +69,7 @@ class GateSettings:
 
     mode: Mode
     managers: tuple[str, ...]  # container managers: what they start is gated until registered (/usr/bin/runc, …)
-    helpers: tuple[str, ...]  # files a manager may execute itself (the hook)
+    helpers: tuple[str, ...]  # files a manager may execute besides managers (the hook, wrapper runtimes)
     kernel_helpers: tuple[str, ...]  # what the kernel starts by itself (modprobe, …)
     service_cgroups: tuple[str, ...]  # the service manager's own subtrees: "/init.scope", "/system.slice", …
     agent_pid: int  # the agent, in the root pid namespace: the only one to change what is enforced

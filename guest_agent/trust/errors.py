@@ -23,15 +23,15 @@ class MalformedBundle(TrustError):  # noqa: N818
 
 
 class MalformedSignature(TrustError):  # noqa: N818
-    """The signature has not the form that any of the root's keys writes."""
+    """The signature has not the form that any of the keys asked for writes."""
 
 
 class WrongSignature(TrustError):  # noqa: N818
-    """No key of the root made this signature for these bytes."""
+    """None of the keys asked for, the root's or the successor rule's, made this signature for these bytes."""
 
 
 class TooFewSignatures(TrustError):  # noqa: N818
-    """Signatures of these bytes, but by fewer different keys of the root than it asks for."""
+    """Signatures of these bytes, but by fewer different keys than the root or the successor rule asks for."""
 
 
 class NameMismatch(TrustError):  # noqa: N818
@@ -67,7 +67,7 @@ class MalformedSeal(TrustError):  # noqa: N818
 
 
 class NothingVerified(TrustError):  # noqa: N818
-    """A seal was asked for before a bundle was verified."""
+    """A seal, a successor or the bundle in force was asked for before a bundle was verified."""
 
 
 class VerificationUnavailable(TrustError):  # noqa: N818

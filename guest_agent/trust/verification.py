@@ -16,9 +16,9 @@ The states of a boot, ``EMPTY -> VERIFIED -> SEALED``, are values, not objects t
 
 Invariants:
 
-* There is a :class:`VerifiedBundle` only of bytes that enough keys of the root signed, whose name is the root's, whose
-  version is at or above the floor; and, once there is a digest, whose digest is that one. A valid seal replaces none
-  of the checks.
+* There is a :class:`VerifiedBundle` only of bytes that enough keys signed and whose name is the root's. Of the first
+  bundle these are keys of the root, its version is at or above the floor, and, once there is a digest, its digest is
+  that one; of a successor they are the keys that the bundle before it names. A valid seal replaces none of the checks.
 * One bundle a boot, short of successors that the bundle in force allows itself: of the same name and a higher version,
   signed as its ``successor`` says. Each link of the chain is held to the rule of the link before it and no other.
 * The kernel keeps the first bundle's digest and a record of the last accepted successor. A restarted agent has no
@@ -88,10 +88,10 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VerifiedBundle:
-    """A bundle that passed every check of :func:`verify`, and the keys whose signatures it carries."""
+    """A bundle that passed every check of :func:`verify` or :meth:`Trust.succeed`, and the keys that signed it."""
 
     bundle: Bundle
-    signed_by: tuple[TrustedKey, ...]  # distinct, as many as the root asks for or more, in the root's order
+    signed_by: tuple[TrustedKey, ...]  # distinct, as many as root or successor rule asks for or more, in its order
 
     @property
     def digest(self) -> str:

@@ -8,7 +8,8 @@ that descriptor on no path is looked up from outside again.
 
 A container that runs already is looked at once more when a new bundle comes (:func:`gather_running`): by then what is
 found there may be the workload's own work, and is used only for rules that refuse
-(:mod:`guest_agent.workloads.succession`).
+(:mod:`guest_agent.workloads.succession`). Where its root stood is remembered as it was resolved then: in the
+container's own root the configured path could lead anywhere, through links the container made.
 
 A protected file may have more names than a policy says: a symbolic link (``hauberk.policy.resolution``), a second
 mount of the same file system, a hard link. Each of these becomes one more form of the rules that limit it. What would
@@ -77,12 +78,14 @@ class Mount:
 class WorkloadFacts:
     """The rules as this container's kernel paths need them, and the second names that were found on the way.
 
-    ``forms`` has every path that leads elsewhere than it says, with all it leads to.
+    ``forms`` has every path that leads elsewhere than it says, with all it leads to; ``root_path`` is where the
+    container's root stands, without a link on the way.
     """
 
     rule_set: RuleSet
     aliases: tuple[str, ...] = ()
     forms: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    root_path: str = ""
 
 
 def read_config(bundle: str) -> BundleConfig:
@@ -138,8 +141,10 @@ def gather(pid: int, config: BundleConfig, rule_set: RuleSet, machine: Machine) 
 
     Raises FactsError, ConfigError or VerificationError; the container must then be refused.
     """
-    with _container_root(pid, config.root_path, machine) as (root, mounts):
-        return _gather(root, mounts, rule_set, lambda _: (), _USUAL_LINKS if rule_set.rules else ())
+    path = _resolved_root(pid, config.root_path, machine)
+    with _container_root(pid, path, machine) as (root, mounts):
+        found = _gather(root, mounts, rule_set, lambda _: (), _USUAL_LINKS if rule_set.rules else ())
+    return replace(found, root_path=path)
 
 
 def gather_running(  # noqa: PLR0913, PLR0917 - what is known of the container
@@ -153,8 +158,8 @@ def gather_running(  # noqa: PLR0913, PLR0917 - what is known of the container
     """Expand rules that only refuse to every name their objects have now in a container that was registered before.
 
     ``recorded`` gives the names of the time of registration, which are kept beside those found. ``root_path`` is where
-    the root stood then, which is where it still stands if the container was not started yet. Raises FactsError or
-    VerificationError; the container must then be refused everything.
+    the root stood then (:attr:`WorkloadFacts.root_path`), which is where it still stands if the container was not
+    started yet. Raises FactsError or VerificationError; the container must then be refused everything.
     """
     with _present_root(identity, root_path, machine, managers) as (root, mounts):
         found = _gather(root, mounts, rule_set, recorded)
@@ -376,18 +381,21 @@ def _open_below(root: int, path: str) -> int:
     return descriptor
 
 
-@contextmanager
-def _container_root(pid: int, root_path: str, machine: Machine) -> Iterator[tuple[int, MountTable]]:
-    """Open the container's root as the parked init sees it, and read the mounts below it."""
-    process = machine.proc_root / str(pid)
-    try:
-        outer = os.open(process / "root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        message = f"the root of process {pid} cannot be opened ({error.strerror}); it needs CAP_SYS_PTRACE"
-        raise VerificationError(message) from error
+def _resolved_root(pid: int, root_path: str, machine: Machine) -> str:
+    """Tell where a configured root path leads for the parked init, whose own root is its runtime's."""
+    outer = _process_root(pid, machine)
     try:
         with RootResolver(outer) as resolver:
-            path = resolver.resolve(root_path)[-1]
+            return resolver.resolve(root_path)[-1]
+    finally:
+        os.close(outer)
+
+
+@contextmanager
+def _container_root(pid: int, path: str, machine: Machine) -> Iterator[tuple[int, MountTable]]:
+    """Open the container's root as the parked init sees it, following no link, and read the mounts below it."""
+    outer = _process_root(pid, machine)
+    try:
         root = _open_below(outer, path)
     finally:
         os.close(outer)
@@ -397,13 +405,26 @@ def _container_root(pid: int, root_path: str, machine: Machine) -> Iterator[tupl
         os.close(root)
 
 
+def _process_root(pid: int, machine: Machine) -> int:
+    try:
+        return os.open(machine.proc_root / str(pid) / "root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        message = (
+            f"the root of process {pid} cannot be opened ({error.strerror}); the container may have ended, or the "
+            "agent lacks CAP_SYS_PTRACE"
+        )
+        raise VerificationError(message) from error
+
+
 @contextmanager
 def _present_root(
     identity: Identity, root_path: str, machine: Machine, managers: tuple[str, ...]
 ) -> Iterator[tuple[int, MountTable]]:
     """Open a registered container's root, whether its init has gone there yet or not.
 
-    A workload with rules can neither mount nor chroot, so its init's root is that of the mount namespace.
+    A workload with rules can neither mount nor chroot, so its init's root is that of the mount namespace. Should the
+    init go there between the question and the opening, ``root_path`` names something in the container: following no
+    link, that is a directory of the container's without a mount, or none at all, and is not taken.
     """
     pid = identity.pid
     if pid == 0:
@@ -415,11 +436,7 @@ def _present_root(
             with suppress(FactsError):  # it went there meanwhile
                 found = stack.enter_context(_container_root(pid, root_path, machine))
         if found is None:
-            try:
-                root = os.open(machine.proc_root / str(pid) / "root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            except OSError as error:
-                message = f"the root of process {pid} cannot be opened ({error.strerror}); the container may have ended"
-                raise VerificationError(message) from error
+            root = _process_root(pid, machine)
             stack.callback(os.close, root)
             found = root, MountTable.parse(_mountinfo(pid, machine), "/")
         if mount_namespace(pid, machine) != identity.mount_namespace:

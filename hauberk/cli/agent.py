@@ -26,6 +26,8 @@ DONE, NO, USAGE, ENVIRONMENT = 0, 1, 2, 3
 _SOCKET = Path("/run/hauberk/agent.sock")
 _CONFIGURATION = Path("/etc/hauberk/agent.yaml")
 _DEADLINE_SECONDS = 10.0
+_CHANNEL = (("grpc.max_metadata_size", 1 << 20), ("grpc.absolute_max_metadata_size", 1 << 20))
+"""A refusal travels as metadata, and one that names every rule of a bundle is long."""
 _SUBMIT_SECONDS = 300.0  # every container's rules are computed before anything changes
 
 
@@ -129,15 +131,15 @@ def _asking(action: Callable[[Any, argparse.Namespace], int]) -> Callable[[argpa
             message = f"hauberk: no agent at {arguments.socket} ({error.strerror}); {advice}"
             print(visible(message), file=sys.stderr)
             return ENVIRONMENT
-        with grpc.insecure_channel(f"unix:{arguments.socket}") as channel:
+        with grpc.insecure_channel(f"unix:{arguments.socket}", options=_CHANNEL) as channel:
             try:
                 return action(stubs.AgentStub(channel), arguments)
             except grpc.RpcError as error:
-                print(
+                message = (
                     f"hauberk: no answer from the agent at {arguments.socket} ({error.code().name}: {error.details()});"
-                    " run as root, and look at its log",
-                    file=sys.stderr,
+                    " run as root, and look at its log"
                 )
+                print(visible(message), file=sys.stderr)
                 return ENVIRONMENT
 
     return command
@@ -161,13 +163,14 @@ def _status(stub: Any, arguments: argparse.Namespace) -> int:  # noqa: ANN401 - 
         print(json.dumps(_plain(status), sort_keys=True))
         return DONE
     print(f"mode       {status.mode}")
-    print(f"bundle     {status.bundle_name} version {status.bundle_version}, default {status.bundle_default}")
-    print(f"           {status.bundle_digest}, signed by {status.signed_by}")
+    bundle = f"{status.bundle_name} version {status.bundle_version}, default {status.bundle_default}"
+    print(visible(f"bundle     {bundle}"))
+    print(visible(f"           {status.bundle_digest}, signed by {status.signed_by}"))
     if status.successors:
         print(f"sealed     {status.sealed_digest}, of which this is successor {status.successors}")
-    print(f"successor  {status.successor_rule or 'none before the next boot'}")
+    print(visible(f"successor  {status.successor_rule or 'none before the next boot'}"))
     if status.expires:
-        print(f"expires    {status.expires} (advice)")
+        print(visible(f"expires    {status.expires} (advice)"))
     print(visible(f"policies   {', '.join(status.policies)}"))
     for engine in status.engines:
         print(visible(f"engine     {engine.name}: {engine.reason}"))

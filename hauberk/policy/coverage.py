@@ -48,9 +48,14 @@ class Unenforced:
 
     def __str__(self) -> str:
         """Render as ``file:line:column: policy field: rule: reason; instead``."""
+        return f"{self.place}: {self.rule}: {self.reason}; {self.instead}"
+
+    @property
+    def place(self) -> str:
+        """Where the rule stands: ``file:line:column: policy field``."""
         origin = self.origin
-        place = f"{origin.file}:{origin.line}:{origin.column}: " if origin.file else ""
-        return f"{place}{origin.policy} {origin.field}: {self.rule}: {self.reason}; {self.instead}"
+        file = f"{origin.file}:{origin.line}:{origin.column}: " if origin.file else ""
+        return f"{file}{origin.policy} {origin.field}"
 
 
 def unenforced(rule: Rule, scope: Scope) -> str | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bpf_lsm engine's kernel adapter: loads, seals, registers, releases.
+"""The bpf_lsm engine's kernel adapter: loads, seals, registers, advances, releases.
 
 What the kernel holds is the truth, and this process may be killed between any two lines:
 

@@ -23,13 +23,13 @@ def test_what_is_given_is_taken_and_what_is_not_has_its_default(tmp_path: Path) 
     assert all(Path(entry).is_file() for entry in (*found.helpers, *found.kernel_helpers))
 
 
-def test_a_default_may_stand_for_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("wrapper-b", "wrapper-a", "other"):
-        (tmp_path / name).touch()
-    (tmp_path / "wrapper-directory").mkdir()
-    monkeypatch.setattr(configuration, "_HELPERS", (f"{tmp_path}/none", f"{tmp_path}/wrapper-*"))
-    found = parse({"mode": "host"}, "agent.yaml")
-    assert found.helpers == (f"{tmp_path}/wrapper-a", f"{tmp_path}/wrapper-b")
+def test_defaults_are_those_that_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hook").touch()
+    (tmp_path / "directory").mkdir()
+    monkeypatch.setattr(
+        configuration, "_HELPERS", tuple(f"{tmp_path}/{name}" for name in ("none", "hook", "directory"))
+    )
+    assert parse({"mode": "host"}, "agent.yaml").helpers == (f"{tmp_path}/hook",)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 from guest_agent.api import service
 from guest_agent.api.hook_socket import Stage
 from guest_agent.engines.simulator import SimulatorEngine
+from guest_agent.successor import SubmitError
 from hauberk import cli
 from hauberk.bundle import PolicyFile, SuccessorRule, Terms, create, keys, signatures
 from tests.unit.agent.conftest import POLICY
@@ -201,3 +202,20 @@ def test_the_agent_itself_loads_no_parser_and_no_cryptography() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_long_refusal_arrives_whole_and_harmless(
+    agent: Agent, signer: keys.PrivateKey, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = "\x1b[31m" + "rule after rule, " * 2000 + "the last one"
+
+    def refuse(_: bytes, __: bytes) -> None:
+        raise SubmitError(message)
+
+    monkeypatch.setattr(agent, "submit", refuse)
+    file, signature = write_successor(agent, signer, 2)
+    socket = ("--socket", str(agent.configuration.agent_socket))
+    assert cli.main(["bundle", "submit", file, "--signature", signature, *socket]) == 1
+    told = capsys.readouterr().err
+    assert "the last one" in told
+    assert "\x1b" not in told

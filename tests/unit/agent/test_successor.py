@@ -721,3 +721,103 @@ def test_a_rule_that_asks_for_less_than_the_trust_root_is_warned_of(
     with pytest.raises(SubmitError, match="1 of"):
         agent.submit(successor, envelope)
     assert agent.submit(successor, dsse.add_signature(others[0], successor, envelope)).version == 2
+
+
+def test_a_root_is_not_looked_for_along_links_of_the_container(
+    fake: FakeMachine, agents: Start, configure: Configure, owner: Owner
+) -> None:
+    """An init that goes to its root between two looks leaves the configured path to the container's own links."""
+    agent = agents(configure())
+    container = fake.container("c1", 100, LABELS)
+    assert announce(agent, container).accepted
+    root = container.bundle / "rootfs"
+    (root / "other").symlink_to("/tmp")
+    (root / "decoy").mkdir()
+    inside = root / str(root).lstrip("/")
+    inside.parent.mkdir(parents=True)
+    inside.symlink_to("/decoy")
+    process = fake.proc / "100"
+    (process / "root").unlink()
+    (process / "root").symlink_to(root)  # gone there, and still the runtime's program by the look at it
+    mounts = "40 22 0:50 / / rw - overlay overlay rw\n41 40 0:51 / /decoy rw - tmpfs tmpfs rw\n"
+    (process / "mountinfo").write_text(mounts)
+    assert owner.submit(agent, 2).refused == ()
+    assert not may(agent, "c1", "/tmp/x")
+    assert not may(agent, "c1", "/other/x")
+
+
+def test_a_child_that_gives_no_answer_refuses_the_bundle_and_no_container(
+    fake: FakeMachine, agents: Start, configure: Configure, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = agents(configure())
+    running(fake, agent)
+    for kind in ("OSError", "ChildProcessError"):
+
+        def without_answer(_: object, kind: str = kind) -> object:
+            raise child.ChildError(kind, "no child could be started")
+
+        monkeypatch.setattr(agent_module, "compile_table", without_answer)
+        with pytest.raises(SubmitError, match="no child"):
+            owner.submit(agent, 2)
+    assert kernel_of(agent).successor is None
+
+
+def test_nothing_is_registered_while_the_bundle_in_force_is_not_known(
+    fake: FakeMachine, agents: Start, configure: Configure, owner: Owner
+) -> None:
+    configuration = configure()
+    agent = agents(configuration)
+    running(fake, agent)
+    assert isinstance(agent.engine, SimulatorEngine)
+    engine = agent.engine
+
+    def committed() -> None:
+        message = "the kernel took it and could not say so"
+        raise EngineError(message)
+
+    engine.faults["advance.after"] = committed
+    with pytest.raises(SubmitError, match="could not say so"):
+        owner.submit(agent, 2)
+    engine.faults.clear()
+    assert not announce(agent, fake.container("late", 102, LABELS)).accepted
+    assert any("restart the agent" in warning for warning in agent.warnings())
+    agent.stop()
+    second = agents(configuration)
+    assert second.policy_set is not None
+    assert second.policy_set.version == 2
+    [(_, record)] = second.workloads()
+    assert record is not None
+    assert may(second, "c1", "/secret/key")
+
+
+def test_records_that_could_not_be_renewed_are_found_by_the_next_start(
+    fake: FakeMachine, agents: Start, configure: Configure, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configuration = configure()
+    agent = agents(configuration)
+    running(fake, agent)
+    with monkeypatch.context() as patch:
+
+        def failing(*_: object) -> None:
+            raise OSError
+
+        patch.setattr(RecordStore, "promote", failing)
+        assert owner.submit(agent, 2).refused == ()
+    assert (configuration.state_directory / "1.next").exists()
+    agent.stop()
+    second = agents(configuration)
+    [(_, record)] = second.workloads()
+    assert record is not None
+    assert owner.submit(second, 3, POLICY).refused == ()
+    assert not may(second, "c1", "/secret/key")
+
+
+def test_a_workload_the_kernel_would_not_let_go_of_stays_without_a_digest(
+    fake: FakeMachine, agents: Start, configure: Configure, owner: Owner
+) -> None:
+    agent = agents(configure())
+    container = running(fake, agent)
+    agent.registry.renew(container.id, "")
+    assert owner.submit(agent, 2).refused == ()
+    [(workload, _)] = agent.workloads()
+    assert workload.table_digest == ""
