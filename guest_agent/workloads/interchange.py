@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from hauberk.policy.rules import (
     Action,
     DeviceMatch,
+    LabelRequirement,
     ObjectKind,
     Operation,
     Origin,
+    PeerGroup,
     PeerMatch,
+    PeerSelector,
     Rule,
     RuleSet,
     Section,
@@ -76,17 +79,18 @@ def rule_to_json(rule: Rule) -> list[object]:
         list(rule.allowed_arguments),
         rule.terminal,
         _match_to_json(rule.match),
+        rule.default_deny,
     ]
 
 
-_FIELDS: Final = 17
+_FIELDS: Final = 18
 _ORIGIN_FIELDS: Final = 5
 
 
 def rule_from_json(value: object) -> Rule:
     """Read back what :func:`rule_to_json` gave. Raises ValueError."""
     section, kind, name, action, place, recursive, read_only, owner_only, *rest = _fields(value, _FIELDS)
-    sources, severity, tags, text, operations, implied, arguments, terminal, match = rest
+    sources, severity, tags, text, operations, implied, arguments, terminal, match, default_deny = rest
     policy, field, file, line, column = _fields(place, _ORIGIN_FIELDS)
     return Rule(
         section=Section(_text(section)),
@@ -106,6 +110,7 @@ def rule_from_json(value: object) -> Rule:
         allowed_arguments=_texts(arguments),
         terminal=_optional(_flag, terminal),
         match=_optional(_match_from_json, match),
+        default_deny=_optional(_flag, default_deny),
     )
 
 
@@ -116,7 +121,10 @@ def _match_to_json(what: Match | None) -> list[object] | None:
         case PeerMatch():
             ports = [list(one) for one in what.ports]
             quota = None if what.quota is None else list(what.quota)
-            return ["peer", list(what.cidrs), list(what.interfaces), ports, quota]
+            icmp = [list(one) for one in what.icmp]
+            groups = [_group_to_json(group) for group in what.groups]
+            addresses = (list(what.cidrs), list(what.exceptions))
+            return ["peer", *addresses, groups, list(what.interfaces), ports, icmp, quota, what.nothing]
         case SyscallMatch():
             directories = [list(one) for one in what.source_directories]
             return ["syscall", list(what.names), what.path, what.recursive, directories]
@@ -124,23 +132,77 @@ def _match_to_json(what: Match | None) -> list[object] | None:
             return None
 
 
-_MATCH_FIELDS: Final = 5
-
-
 def _match_from_json(value: object) -> Match:
-    kind, first, second, third, fourth = _fields(value, _MATCH_FIELDS)
+    kind, *parts = _list(value) or [None]
     match kind:
         case "device":
-            return DeviceMatch(*(_optional(_integer, part) for part in (first, second, third, fourth)))
+            return DeviceMatch(*(_optional(_integer, part) for part in _fields(parts, 4)))
         case "peer":
-            ports = tuple(_port_range(one) for one in _list(third))
-            return PeerMatch(_texts(first), _texts(second), ports, _optional(_quota, fourth))
+            return _peer_match(parts)
         case "syscall":
-            directories = tuple(_directory(one) for one in _list(fourth))
-            return SyscallMatch(_texts(first), _optional(_text, second), _flag(third), directories)
+            names, path, recursive, sources = _fields(parts, 4)
+            directories = tuple(_directory(one) for one in _list(sources))
+            return SyscallMatch(_texts(names), _optional(_text, path), _flag(recursive), directories)
         case _:
             message = f"found the match {kind!r}, expected device, peer or syscall"
             raise ValueError(message)
+
+
+def _peer_match(parts: list[object]) -> PeerMatch:
+    cidrs, exceptions, groups, interfaces, ports, icmp, quota, nothing = _fields(parts, 8)
+    return PeerMatch(
+        _texts(cidrs),
+        _texts(interfaces),
+        tuple(_port_range(one) for one in _list(ports)),
+        _optional(_quota, quota),
+        _texts(exceptions),
+        tuple(_icmp(one) for one in _list(icmp)),
+        tuple(_group(one) for one in _list(groups)),
+        _flag(nothing),
+    )
+
+
+def _group_to_json(group: PeerGroup) -> list[object]:
+    selector = group.selector
+    if selector is None:
+        return [group.kind, group.value, None]
+    namespaces = None if selector.namespaces is None else list(selector.namespaces)
+    labels = [_requirements_to_json(requirements) for requirements in (selector.labels, selector.namespace_labels)]
+    return [group.kind, group.value, [labels[0], namespaces, labels[1]]]
+
+
+def _requirements_to_json(requirements: tuple[LabelRequirement, ...]) -> list[object]:
+    return [[one.key, one.operator, list(one.values)] for one in requirements]
+
+
+def _group(value: object) -> PeerGroup:
+    kind, name, selector = _fields(value, 3)
+    if kind not in {"name", "entity", "workloads"}:
+        message = f"found the group {kind!r}, expected name, entity or workloads"
+        raise ValueError(message)
+    return PeerGroup(kind, _text(name), _optional(_selector, selector))
+
+
+def _selector(value: object) -> PeerSelector:
+    labels, namespaces, namespace_labels = _fields(value, 3)
+    return PeerSelector(_requirements(labels), _optional(_texts, namespaces), _requirements(namespace_labels))
+
+
+def _requirements(value: object) -> tuple[LabelRequirement, ...]:
+    return tuple(_requirement(one) for one in _list(value))
+
+
+def _requirement(value: object) -> LabelRequirement:
+    key, operator, values = _fields(value, 3)
+    if operator not in {"In", "NotIn", "Exists", "DoesNotExist"}:
+        message = f"found the operator {operator!r}, expected In, NotIn, Exists or DoesNotExist"
+        raise ValueError(message)
+    return LabelRequirement(_text(key), operator, _texts(values))
+
+
+def _icmp(value: object) -> tuple[int, int | None]:
+    family, kind = _fields(value, 2)
+    return (_integer(family), _optional(_integer, kind))
 
 
 def _port_range(value: object) -> tuple[int, int, str]:

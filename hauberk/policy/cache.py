@@ -28,10 +28,13 @@ from hauberk.policy.collection import Collection, NormalPolicy
 from hauberk.policy.rules import (
     Action,
     DeviceMatch,
+    LabelRequirement,
     ObjectKind,
     Operation,
     Origin,
+    PeerGroup,
     PeerMatch,
+    PeerSelector,
     Rule,
     Section,
     SyscallMatch,
@@ -62,9 +65,12 @@ _OPTIONAL: Final = _RULE_FIELDS[len(_FIXED) :]
 _DEFAULTS: Final = tuple(Rule.__dataclass_fields__[name].default for name in _OPTIONAL)
 _FIRST_LIST: Final = _OPTIONAL.index("sources")
 _OPERATIONS: Final = _OPTIONAL.index("operations")
+_MATCH: Final = _OPTIONAL.index("match")
+_GROUPS: Final = tuple(PeerMatch.__dataclass_fields__).index("groups")
 _SELECTOR_FIELDS: Final = tuple(Selector.__dataclass_fields__)
 _SELECTOR_DEFAULTS: Final = tuple(Selector.__dataclass_fields__[name].default for name in _SELECTOR_FIELDS)
 _SCOPE: Final = _SELECTOR_FIELDS.index("scope")
+_REQUIREMENTS: Final = _SELECTOR_FIELDS.index("requirements")
 _BEFORE_SELECTOR: Final = NormalPolicy._fields.index("selector")
 _PROBLEM_FIELDS: Final = tuple(Problem.__dataclass_fields__)
 
@@ -201,7 +207,7 @@ def _encode(collection: Collection) -> list[object]:
     policies = [
         [
             *policy[:_BEFORE_SELECTOR],
-            _without_defaults(policy.selector, _SELECTOR_FIELDS, _SELECTOR_DEFAULTS),
+            _values(tuple(_without_defaults(policy.selector, _SELECTOR_FIELDS, _SELECTOR_DEFAULTS))),
             [_encode_rule(rule, policy) for rule in policy.rules],
         ]
         for policy in collection.policies
@@ -217,11 +223,19 @@ def _without_defaults(value: object, names: tuple[str, ...], defaults: tuple[obj
     return fields
 
 
+def _values(value: object) -> object:
+    """Give an object as the list of its fields, also where it stands in a field."""
+    if isinstance(value, tuple):
+        return [_values(item) for item in value]
+    fields = getattr(value, "__dataclass_fields__", None)
+    return value if fields is None else [_values(getattr(value, name)) for name in fields]
+
+
 def _encode_rule(rule: Rule, policy: NormalPolicy) -> list[object]:
     """Give a rule as values. Its policy and file are said once for the policy."""
     rest = _without_defaults(rule, _OPTIONAL, _DEFAULTS)
     if rule.match is not None:
-        rest[-1] = [type(rule.match).__name__, [getattr(rule.match, name) for name in rule.match.__dataclass_fields__]]
+        rest[_MATCH] = [type(rule.match).__name__, _values(rule.match)]
     origin = rule.origin
     place: tuple[object, ...] = (origin.field, origin.line, origin.column)
     if (origin.policy, origin.file) != (policy.name, policy.file):
@@ -251,6 +265,8 @@ def _decode_selector(values: list[Any]) -> Selector:
     parts = [_tuples(value) for value in values]
     if len(parts) > _SCOPE:
         parts[_SCOPE] = Scope(parts[_SCOPE])
+    if len(parts) > _REQUIREMENTS:
+        parts[_REQUIREMENTS] = _requirements(parts[_REQUIREMENTS])
     return Selector(*parts)
 
 
@@ -258,9 +274,11 @@ def _decode_rule(value: list[Any], policy: str, file: str) -> Rule:
     section, kind, name, action, place, *rest = value
     if len(rest) > _FIRST_LIST:
         rest = [_tuples(part) if type(part) is list else part for part in rest]
-        if len(rest) == len(_OPTIONAL):
-            match, parts = rest[-1]
-            rest[-1] = _MATCHES[match](*parts)
+        if len(rest) > _MATCH and rest[_MATCH] is not None:
+            match, parts = rest[_MATCH]
+            if match == PeerMatch.__name__ and parts[_GROUPS]:
+                parts = (*parts[:_GROUPS], _groups(parts[_GROUPS]), *parts[_GROUPS + 1 :])
+            rest[_MATCH] = _MATCHES[match](*parts)
         if len(rest) > _OPERATIONS:
             rest[_OPERATIONS] = tuple(Operation(operation) for operation in rest[_OPERATIONS])
     field, line, column, *elsewhere = place
@@ -268,6 +286,19 @@ def _decode_rule(value: list[Any], policy: str, file: str) -> Rule:
     return Rule(
         _SECTIONS[section], _KINDS[kind], name, _ACTIONS[action], Origin(policy, field, file, line, column), *rest
     )
+
+
+def _groups(values: Any) -> tuple[PeerGroup, ...]:  # noqa: ANN401 - what was encoded here
+    return tuple(
+        PeerGroup(
+            kind, value, selector and PeerSelector(_requirements(selector[0]), selector[1], _requirements(selector[2]))
+        )
+        for kind, value, selector in values
+    )
+
+
+def _requirements(values: Any) -> tuple[LabelRequirement, ...]:  # noqa: ANN401 - what was encoded here
+    return tuple(LabelRequirement(*value) for value in values)
 
 
 def _tuples(value: Any) -> Any:  # noqa: ANN401 - any plain value

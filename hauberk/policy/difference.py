@@ -6,9 +6,9 @@ follows from the rules of both sets together, and they are complete:
 
 * *Workloads.* What a workload may do depends on the set of policies that cover it. All such sets are asked about
   (:mod:`hauberk.policy.workload_classes`) in which some policy differs, or all where postures or defaults do.
-* *Objects.* An answer depends on the rules that name the object (and how exactly they name a peer), never on anything
-  else of it. All sets of rules that name some path are found by walking the product of their automata
-  (:mod:`hauberk.policy.path_classes`), those that name other things from what the rules mention
+* *Objects.* An answer depends on the rules that name the object, never on anything else of it. All sets of rules that
+  name some path are found by walking the product of their automata (:mod:`hauberk.policy.path_classes`), those that
+  name other things from what the rules mention
   (:mod:`hauberk.policy.witnesses`). Paths that no changed rule names keep their answer as long as allow-lists,
   postures and sources with rights of their own are the same.
 * *Who acts, and how.* Of executables, one is asked for each set of rules about the object that cover it, also with
@@ -43,7 +43,6 @@ from hauberk.policy.rules import (
     ObjectKind,
     Operation,
     Origin,
-    Peer,
     Rule,
     RuleSet,
     Section,
@@ -270,10 +269,8 @@ class _Pair:
         for text in texts(operation, rules):
             asked = objects.read(operation, text)
             naming = index.matching_object(asked)
-            peer = asked if isinstance(asked, Peer) else None
-            key = tuple((rule, rule.specificity(peer)) for rule in naming)
-            if key not in seen:
-                seen.add(key)
+            if naming not in seen:
+                seen.add(naming)
                 yield text, naming
 
     def questions(self, operation: Operation, text: str, naming: tuple[Rule, ...]) -> Iterator[Question]:

@@ -1,76 +1,139 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which packets a rule of a network policy is about, and how exactly it names them.
+"""Which packets a rule of a network policy is about.
 
-A rule may list several networks and ranges of ports. How exactly it names a packet is then a matter of the element
-that the packet falls under, not of the rule: the longest prefix, the smallest range. Networks that hold one address
-lie within each other, so there is always one longest; no order is left to chance.
+The reference for what the kernel is given: networks without exceptions, groups, ports, types of ICMP, interfaces. A
+rule may list networks in the thousands, so the list is turned once into a table of prefixes by their length, and an
+address is looked up once for each length that occurs.
 """
 
 from __future__ import annotations
 
 import functools
-import ipaddress
+import string
+from socket import AF_INET, AF_INET6, inet_pton
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from hauberk.policy.rules import Peer, PeerMatch
+from hauberk.policy import globs
 
-_EVERY_PORT = 1 << 20  # more than a protocol has
-_NO_NETWORK = -1
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from hauberk.policy.rules import Peer, PeerGroup, PeerMatch
+
+LAST_PORT = 65535
+ICMP_OF = {4: "icmp", 6: "icmpv6"}
+"""The protocol that carries types of ICMP, by the family of addresses it belongs to."""
+BITS = {4: 32, 6: 128}
+"""The length of an address of each family in bits."""
+_MAPPED = 0xFFFF  # ::ffff:0:0/96 without its last 32 bits
+_NAME_BYTES = frozenset((string.ascii_lowercase + string.digits + "-_").encode())
 
 
 def matches(match: PeerMatch, peer: Peer) -> bool:
     """Tell whether a rule is about the packets of this peer. Addresses of one family never match the other's."""
     return (
-        (not match.cidrs or _prefix(match, peer) != _NO_NETWORK)
-        and (not match.ports or _ports(match, peer) != _EVERY_PORT)
-        and (not match.interfaces or _interface(match, peer) != 0)
+        not match.nothing
+        and (not match.interfaces or _on_interface(match, peer))
+        and ((not match.ports and not match.icmp) or _is_kind(match, peer))
+        and ((not match.cidrs and not match.groups) or _is_peer(match, peer))
     )
 
 
-def specificity(match: PeerMatch, peer: Peer) -> tuple[int, int, int]:
-    """Give how exactly a rule that matches names the peer; larger is more exact."""
-    return (_prefix(match, peer), -_ports(match, peer), _interface(match, peer))
-
-
-def _prefix(match: PeerMatch, peer: Peer) -> int:
-    """Give the length of the longest prefix that holds the peer's address."""
-    address = _address(peer.address)
-    networks = (_network(cidr) for cidr in match.cidrs)
-    return max(
-        (network.prefixlen for network in networks if network.version == address.version and address in network),
-        default=_NO_NETWORK,
+def _on_interface(match: PeerMatch, peer: Peer) -> bool:
+    """Tell whether an interface is named, by its whole name or by its beginning."""
+    name = peer.interface
+    return bool(name) and any(
+        name.startswith(one[:-1]) if one.endswith("*") else name == one for one in match.interfaces
     )
 
 
-def _ports(match: PeerMatch, peer: Peer) -> int:
-    """Give the size of the smallest range that holds the port."""
-    return min(
-        (
-            last - first + 1
-            for first, last, protocol in match.ports
-            if peer.port is not None and protocol == peer.protocol and first <= peer.port <= last
-        ),
-        default=_EVERY_PORT,
+def _is_kind(match: PeerMatch, peer: Peer) -> bool:
+    first_of_all, last_of_all = (0, LAST_PORT) if peer.port is None else (peer.port, peer.port)
+    return any(
+        protocol == peer.protocol and first <= first_of_all and last_of_all <= last
+        for first, last, protocol in match.ports
+    ) or (
+        any(
+            ICMP_OF[family] == peer.protocol and family == address(peer.address)[0] and kind in {None, peer.icmp_type}
+            for family, kind in match.icmp
+        )
     )
 
 
-def _interface(match: PeerMatch, peer: Peer) -> int:
-    """Give 2 for the interface's own name, 1 for a name with ``*`` at its end, 0 for neither."""
-    if peer.interface in match.interfaces:
-        return 2
-    prefixes = (name.removesuffix("*") for name in match.interfaces if name.endswith("*"))
-    return int(bool(peer.interface) and any(peer.interface.startswith(prefix) for prefix in prefixes))
+def _is_peer(match: PeerMatch, peer: Peer) -> bool:
+    family, number = address(peer.address)
+    return (
+        _holds(match.cidrs, family, number) and not (match.exceptions and _holds(match.exceptions, family, number))
+    ) or any(belongs(group, peer) for group in match.groups)
+
+
+def belongs(group: PeerGroup, peer: Peer) -> bool:
+    """Tell whether a peer is a member of a group, by what is said of it."""
+    match group.kind:
+        case "name":
+            return any(name_matches(group.value, name) for name in peer.names)
+        case "entity":
+            return group.value in peer.entities
+        case _:
+            selected = group.selector is not None and peer.labels is not None
+            return selected and group.selector.selects(dict(peer.labels or ()), peer.namespace)  # type: ignore[union-attr]
+
+
+def name_matches(pattern: str, name: str) -> bool:
+    """Tell whether a domain name is one of those that a group's value names; both in lower case, without a last dot.
+
+    ``*`` stands for any part of one label, also for none of it; ``**.`` at the beginning for one label or more, and
+    ``*`` alone for every name.
+    """
+    if "*" not in pattern:
+        return pattern == name
+    octets = globs.to_bytes(name)
+    return len(octets) in globs.simulate(name_tree(pattern), octets)
 
 
 @functools.lru_cache(maxsize=4096)
-def _network(cidr: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    return ipaddress.ip_network(cidr)
+def name_tree(pattern: str) -> globs.Node:
+    """Give the names that a group's value names as a tree."""
+    several = globs.Repeat(_NAME_BYTES | frozenset(b"."), 1)
+    if pattern == "*":
+        return several
+    parts: list[globs.Node] = []
+    if pattern.startswith("**."):
+        parts.append(several)
+        pattern = pattern[2:]
+    pieces = pattern.split("*")
+    parts.append(globs.Literal(globs.to_bytes(pieces[0])))
+    for piece in pieces[1:]:
+        parts += (globs.Repeat(_NAME_BYTES, 0), globs.Literal(globs.to_bytes(piece)))
+    return globs.Sequence(tuple(parts))
 
 
 @functools.lru_cache(maxsize=256)
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """Give an address; one of IPv4 in the form of IPv6 counts as IPv4, which is what the packet is."""
-    address = ipaddress.ip_address(text)
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address
+def address(text: str) -> tuple[int, int]:
+    """Give an address as family and number; one of IPv4 in the form of IPv6 is IPv4, which is what the packet is."""
+    if ":" not in text:
+        return 4, int.from_bytes(inet_pton(AF_INET, text), "big")
+    number = int.from_bytes(inet_pton(AF_INET6, text), "big")
+    return (4, number & (2**32 - 1)) if number >> BITS[4] == _MAPPED else (6, number)
+
+
+def prefix(cidr: str) -> tuple[int, int, int]:
+    """Give a network in canonical text as family, first address as a number, and length of the prefix."""
+    text, _, length = cidr.partition("/")
+    family, kind = (6, AF_INET6) if ":" in text else (4, AF_INET)
+    return family, int.from_bytes(inet_pton(kind, text), "big"), int(length) if length else BITS[family]
+
+
+def _holds(cidrs: tuple[str, ...], family: int, number: int) -> bool:
+    return any(number >> shift in prefixes for shift, prefixes in _prefixes(cidrs)[family].items())
+
+
+@functools.lru_cache(maxsize=1024)
+def _prefixes(cidrs: tuple[str, ...]) -> Mapping[int, Mapping[int, set[int]]]:
+    """Give for each family, and each number of bits behind a prefix, the prefixes without these bits."""
+    found: dict[int, dict[int, set[int]]] = {4: {}, 6: {}}
+    for cidr in cidrs:
+        family, first, length = prefix(cidr)
+        shift = BITS[family] - length
+        found[family].setdefault(shift, set()).add(first >> shift)
+    return found

@@ -8,15 +8,16 @@ asks :func:`decide`. A planner groups paths by the set of rules that match them 
 Invariants, for every section:
 
 * A section is a deny list until one Allow rule of that section exists; then what no rule matches gets the section's
-  posture. Look-ups of names (``DNS``) are a list of their own, and so is each direction of packets: one Allow rule for
-  a protocol does not refuse every look-up, and one for what goes out does not refuse what comes in. System calls are
-  only ever audited; presets are audited or blocked; neither is ever an allow-list.
+  posture. A rule about packets can say otherwise of itself (``default_deny``). Look-ups of names (``DNS``) are a list
+  of their own, and so is each direction of packets: one Allow rule for a protocol does not refuse every look-up, and
+  one for what goes out does not refuse what comes in. System calls are only ever audited; presets are audited or
+  blocked; neither is ever an allow-list.
 * A rule never grants more than it says. ``ownerOnly``, ``readOnly``, ``allowedArgs``, ``pts: false`` and a quota
   narrow a rule: on the far side of such a condition, Allow and Block refuse and Audit reports. On the near side Allow
   allows, and Block and Audit say nothing: they do not turn an allow-list's default into a grant.
 * What is not known of an access (its arguments, its terminal, whether a quota is used up) is taken as the far side.
-* The more specific rule decides, then the stronger action: Block beats Audit beats Allow. What is specific, in this
-  order:
+* The more specific rule decides, then the stronger action: Block beats Audit beats Allow. Of packets only the action
+  decides, whatever a rule says of networks and ports. What is specific, in this order:
 
   - processes and files: limited to this source; an exact path before an executable name before a directory or pattern;
     a longer literal prefix
@@ -25,11 +26,11 @@ Invariants, for every section:
   - capabilities: limited to this source
   - system calls: limited to this source; limited to a path
   - devices: class and level said before one of them before none; a subclass; a protocol; a class before a level
-  - packets: the longer prefix of the peer's network; the smaller range of ports; a named interface
 
 * The order of policies, files and rules decides nothing. Of rules that are equal in all this, the one first by policy
   and place is named.
 * Rules that Hauberk implies (``implied``) never turn a section into an allow-list.
+* Packets that no policy is about (:mod:`hauberk.policy.exemptions`) pass before any rule is asked.
 * Adding a Block rule never allows more, but for one thing: what nobody may write any more, a source with rights of its
   own may then map.
 * An answer about paths depends on the rules that match and on nothing else of the path, and of a directory or pattern
@@ -40,10 +41,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+
+    from hauberk.policy.exemptions import Exemption
 
 
 class Action(StrEnum):
@@ -161,19 +164,126 @@ class DeviceMatch:
     level: int | None = None
 
 
+NAMESPACE_NAME_LABEL = "kubernetes.io/metadata.name"
+"""The one label of a namespace that can be known: Kubernetes gives it to each, with the namespace's own name."""
+DEFAULT_NAMESPACE = "default"
+"""The namespace of what names none."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRequirement:
+    """What Kubernetes' set-based selectors ask of one label. ``values`` are of ``In`` and ``NotIn`` alone."""
+
+    key: str
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    values: tuple[str, ...] = ()
+
+    def holds(self, labels: Mapping[str, str]) -> bool:
+        """Tell whether these labels are as asked. What has no such label has none of the values either."""
+        match self.operator:
+            case "In":
+                return labels.get(self.key) in self.values
+            case "NotIn":
+                return labels.get(self.key) not in self.values
+            case "Exists":
+                return self.key in labels
+            case _:
+                return self.key not in labels
+
+    def __str__(self) -> str:
+        """Render as ``kubectl --selector`` takes it: ``tier in (a,b)``, ``!canary``."""
+        match self.operator:
+            case "In" if len(self.values) == 1:
+                return f"{self.key}={self.values[0]}"
+            case "In" | "NotIn":
+                return f"{self.key} {self.operator.lower()} ({','.join(self.values)})"
+            case "Exists":
+                return self.key
+            case _:
+                return f"!{self.key}"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSelector:
+    """Workloads of this machine as peers: by their labels, their namespace's name and its labels.
+
+    ``namespaces`` None: those of every namespace. Of a namespace's labels only :data:`NAMESPACE_NAME_LABEL` is known
+    here; a requirement on another is met by no namespace, whatever it asks, since rules that select peers allow.
+    """
+
+    labels: tuple[LabelRequirement, ...] = ()
+    namespaces: tuple[str, ...] | None = None
+    namespace_labels: tuple[LabelRequirement, ...] = ()
+
+    def selects(self, labels: Mapping[str, str], namespace: str) -> bool:
+        """Tell whether a workload is one of these peers. One whose namespace is not known is in ``default``."""
+        namespace = namespace or DEFAULT_NAMESPACE
+        of_namespace = {NAMESPACE_NAME_LABEL: namespace}
+        return (
+            (self.namespaces is None or namespace in self.namespaces)
+            and all(asked.key == NAMESPACE_NAME_LABEL and asked.holds(of_namespace) for asked in self.namespace_labels)
+            and all(asked.holds(labels) for asked in self.labels)
+        )
+
+    def __str__(self) -> str:
+        """Render in one line: ``app=web,!canary in namespaces shop``."""
+        words = [",".join(map(str, self.labels)) or "any"]
+        if self.namespaces is not None:
+            words.append(f"in namespaces {','.join(self.namespaces) or 'none'}")
+        if self.namespace_labels:
+            words.append(f"in namespaces with {','.join(map(str, self.namespace_labels))}")
+        return " ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerGroup:
+    """Peers whose addresses are known at run time only; the agent keeps them in sets.
+
+    ``value`` is what names the group: a domain name in lower case, which may have ``*`` for a part of a label
+    (:func:`hauberk.policy.peers.name_matches`); an entity (``host``, ``world``); the text of ``selector``.
+    """
+
+    kind: Literal["name", "entity", "workloads"]
+    value: str
+    selector: PeerSelector | None = None
+
+    @classmethod
+    def of_workloads(cls, selector: PeerSelector) -> PeerGroup:
+        """Give the group of the workloads that a selector selects."""
+        return cls("workloads", str(selector), selector)
+
+    def __str__(self) -> str:
+        """Render as ``entity world``."""
+        return f"{self.kind} {self.value}"
+
+
 @dataclass(frozen=True, slots=True)
 class PeerMatch:
-    """Which packets a rule is about.
+    """Which packets a rule is about: those of a peer, of a kind and on an interface that it names.
 
-    ``cidrs`` are networks in canonical text (empty: any peer), ``interfaces`` names (empty: any), ``ports`` ranges
-    ``(first, last, protocol)`` of destination ports with "tcp", "udp" or "sctp" (empty: everything). ``quota`` is
+    *Peers* are ``cidrs`` (networks in canonical text) without their ``exceptions``, and the members of ``groups``; with
+    neither, any. A family of which there is no network is not meant. *Kinds* are ``ports``, ranges ``(first, last,
+    protocol)`` of destination ports, from 0 to 65535 for all of a protocol, also of one without ports; and ``icmp``,
+    ``(4 or 6, type or None for any)``; with neither, everything. ``interfaces`` are names (empty: any). ``quota`` is
     ``(bytes, seconds, "pod" or "policy")``: the rule narrows to what stays within so many bytes in so many seconds.
+    ``nothing``: no packet at all, as a policy that isolates and allows nothing says. Raises ValueError for exceptions
+    without networks, which would be read in two ways.
     """
 
     cidrs: tuple[str, ...] = ()
     interfaces: tuple[str, ...] = ()
     ports: tuple[tuple[int, int, str], ...] = ()
     quota: tuple[int, int, str] | None = None
+    exceptions: tuple[str, ...] = ()
+    icmp: tuple[tuple[int, int | None], ...] = ()
+    groups: tuple[PeerGroup, ...] = ()
+    nothing: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse exceptions from nothing."""
+        if self.exceptions and not self.cidrs:
+            message = f"found the exceptions {', '.join(self.exceptions)} and no networks, expected networks too"
+            raise ValueError(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +304,22 @@ class SyscallMatch:
 class Peer:
     """The other end of a packet: its address and the destination port.
 
-    ``port`` is None for what has no ports, ``interface`` is "" for one that no rule names.
+    ``protocol`` is "tcp", "udp", "sctp", "icmp", "icmpv6" or another's name; ``port`` and ``icmp_type`` are None for
+    what has none, ``interface`` is "" for one that no rule names. ``names`` are the domain names it was found by,
+    ``entities`` what it is to this machine, ``labels`` (None: it is no workload of this machine) and ``namespace``
+    those of the workload. ``source_port`` tells of packets that policies are not about.
     """
 
     address: str
     protocol: str = ""
     port: int | None = None
     interface: str = ""
+    icmp_type: int | None = None
+    names: tuple[str, ...] = ()
+    entities: tuple[str, ...] = ()
+    labels: tuple[tuple[str, str], ...] | None = None
+    namespace: str = ""
+    source_port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,13 +327,15 @@ class Circumstances:
     """What is known of an access beside who does what to what; None: not known.
 
     ``arguments`` are those of a program behind its own name, ``terminal`` is whether there is a controlling terminal,
-    ``beyond_quota`` whether more was sent or received than rules with a quota allow; ``peer`` belongs to packets.
+    ``beyond_quota`` whether more was sent or received than rules with a quota allow. ``peer`` belongs to packets, as do
+    the ``exemptions`` that hold where they are seen (None: those that hold everywhere).
     """
 
     arguments: tuple[str, ...] | None = None
     terminal: bool | None = None
     beyond_quota: bool | None = None
     peer: Peer | None = None
+    exemptions: tuple[Exemption, ...] | None = None
 
 
 NOTHING_KNOWN = Circumstances()
@@ -225,7 +346,8 @@ class Rule:
     """One matcher with an action.
 
     ``value`` is an absolute path without trailing slash (PATH), with one (DIRECTORY); for what is not a file, the
-    canonical text for people, and ``match`` has the parts where there are several.
+    canonical text for people, and ``match`` has the parts where there are several. ``default_deny`` is whether the rule
+    makes its section an allow-list; None: as an Allow rule does.
     """
 
     section: Section
@@ -245,6 +367,7 @@ class Rule:
     allowed_arguments: tuple[str, ...] = ()  # of a program; empty: any
     terminal: bool | None = None  # False: only where there is no controlling terminal; None: both
     match: DeviceMatch | PeerMatch | SyscallMatch | None = None
+    default_deny: bool | None = None
 
     def effect(self, operation: Operation, *, owner: bool, known: Circumstances | None = None) -> Verdict | None:
         """Give what the rule says about an operation on an object it matches; None when it says nothing."""
@@ -327,8 +450,14 @@ class Rule:
             literal.append(next(characters, "") if character == "\\" else character)
         return len("".join(literal).encode("utf-8", "surrogateescape"))
 
-    def specificity(self, peer: Peer | None = None) -> tuple[int, ...]:  # noqa: PLR0911 - one key a section
-        """Ordering key: larger decides. See the module's invariants. ``peer`` is needed for rules about packets."""
+    @property
+    def makes_allow_list(self) -> bool:
+        """Whether what no rule of its section matches gets the posture because of this rule."""
+        isolates = self.action is Action.ALLOW if self.default_deny is None else self.default_deny
+        return isolates and not self.implied and self.section not in NEVER_ALLOW_LISTS
+
+    def specificity(self) -> tuple[int, ...]:  # noqa: PLR0911 - one key a section
+        """Ordering key: larger decides. See the module's invariants."""
         match self.section:
             case Section.PROCESS | Section.FILE:
                 prefix = 0 if self.kind is ObjectKind.EXECNAME else self.literal_prefix()
@@ -345,10 +474,8 @@ class Rule:
                     for part in (self.match.device_class, self.match.subclass, self.match.protocol, self.match.level)
                 ]
                 return (said[0] + said[3], said[1], said[2], said[0])
-            case Section.INGRESS | Section.EGRESS if isinstance(self.match, PeerMatch) and peer is not None:
-                from hauberk.policy import peers  # noqa: PLC0415 - few questions are about packets
-
-                return peers.specificity(self.match, peer)
+            case Section.INGRESS | Section.EGRESS:
+                return ()
             case _:
                 return (int(self.sourced),)
 
@@ -380,9 +507,7 @@ class RuleSet:
 
     def is_allow_list(self, section: Section) -> bool:
         """Whether unmatched accesses of this section get the posture."""
-        return section not in NEVER_ALLOW_LISTS and any(
-            rule.section is section and rule.action is Action.ALLOW and not rule.implied for rule in self.rules
-        )
+        return any(rule.section is section and rule.makes_allow_list for rule in self.rules)
 
     def privileged_sources(self) -> frozenset[str]:
         """Give the executables to which some rule grants what others may not do: their identity is worth stealing."""
@@ -391,6 +516,8 @@ class RuleSet:
 
 NEVER_ALLOW_LISTS = frozenset({Section.SYSCALLS, Section.PRESETS, Section.APPARMOR})
 """Sections in which nothing can be allowed: what no rule matches passes."""
+PACKET_SECTIONS = frozenset({Section.INGRESS, Section.EGRESS})
+"""The sections whose rules are about packets."""
 _FOLLOWS = {
     Section.PROCESS: Section.FILE,
     Section.DNS: Section.NETWORK,
@@ -445,6 +572,9 @@ def decide(  # noqa: PLR0913 - who does what, to what, and what else is known of
     """
     section = SECTION_OF[operation]
     known = known or NOTHING_KNOWN
+    exempt = _exempt(section, known)
+    if exempt is not None:
+        return exempt
     applicable: list[tuple[tuple[int, ...], Rule, Verdict]] = []
     lost: list[tuple[Rule, str]] = []
     matching = tuple(matching)
@@ -459,7 +589,7 @@ def decide(  # noqa: PLR0913 - who does what, to what, and what else is known of
         if effect is None:
             lost.append((rule, f"says nothing about {_side(rule, operation)}"))
             continue
-        applicable.append(((*rule.specificity(known.peer), int(effect)), rule, effect))
+        applicable.append(((*rule.specificity(), int(effect)), rule, effect))
     if len(applicable) > 1:
         applicable.sort(key=lambda entry: (_negative(entry[0]), _place(entry[1])))
     if applicable:
@@ -475,6 +605,16 @@ def decide(  # noqa: PLR0913 - who does what, to what, and what else is known of
     if operation is Operation.MAP and decision.verdict is not Verdict.DENY:
         return _map_by_privileged(rule_set, matching, source, decision)
     return decision
+
+
+def _exempt(section: Section, known: Circumstances) -> Decision | None:
+    """Let pass packets that no policy is about."""
+    if known.peer is None or section not in PACKET_SECTIONS:
+        return None
+    from hauberk.policy import exemptions  # noqa: PLC0415 - few questions are about packets
+
+    exemption = exemptions.exempting(known.peer, section, known.exemptions)
+    return None if exemption is None else Decision(Verdict.ALLOW, None, exemption.reason)
 
 
 def _map_by_privileged(
@@ -532,14 +672,14 @@ _STEPS: dict[Section, tuple[str, ...]] = {
         "names no protocol, unlike the deciding rule",
         "names a level and no class",
     ),
-    Section.INGRESS: ("names a wider network", "names more ports", "names the interface less exactly"),
-    Section.EGRESS: ("names a wider network", "names more ports", "names the interface less exactly"),
+    **dict.fromkeys(PACKET_SECTIONS, ()),
 }
 
 
 def _why_weaker(section: Section, winner: tuple[int, ...], loser: tuple[int, ...]) -> str:
     """Say at which step of the order of precedence a rule lost."""
-    reasons = (*_STEPS.get(section, (_BY_SOURCE,)), "is the weaker action for the same object")
+    last = "is the weaker action" if section in PACKET_SECTIONS else "is the weaker action for the same object"
+    reasons = (*_STEPS.get(section, (_BY_SOURCE,)), last)
     return next(
         (reason for reason, theirs, mine in zip(reasons, winner, loser, strict=True) if theirs != mine),
         "says the same",

@@ -7,6 +7,7 @@ A policy is for containers or for hosts, never for both. Beyond that, all of the
   with Kubernetes. A cluster policy covers every namespace, or those it names. If the workload's namespace is not known
   (runc, podman), it is not compared: leaving a policy out would drop its Block rules.
 * **Labels.** Each of ``matchLabels`` must be present with that value.
+* **Requirements.** Each must hold of the labels (``In``, ``NotIn``, ``Exists``, ``DoesNotExist``), as with Kubernetes.
 * **Expressions.** Of all ``In`` expressions, one of their ``k=v`` must be present; of all ``NotIn``, none may be. What
   has no labels has none of them.
 * **Container name** (label ``kubearmor.io/container.name``): a list ``[a, b]`` or a regular expression for the whole
@@ -31,6 +32,7 @@ from typing import NoReturn
 
 from hauberk.errors import HauberkError
 from hauberk.policy import globs
+from hauberk.policy.rules import DEFAULT_NAMESPACE, LabelRequirement
 
 CONTAINER_NAME_LABEL = "kubearmor.io/container.name"
 HOST_NAME_LABELS = ("kubearmor.io/hostname", "kubernetes.io/hostname")
@@ -39,7 +41,6 @@ HOST_EXPRESSION_LABELS = {
     "kubernetes.io/hostnamereg": HOST_NAME_LABELS[1],
 }
 """Labels whose value is an expression, and the label whose value it is about."""
-DEFAULT_NAMESPACE = "default"
 _MAXIMUM_EXPRESSION = 1024
 _MAXIMUM_NESTING = 16
 
@@ -69,10 +70,10 @@ class WorkloadIdentity:
 class Selector:
     """Whom a policy covers.
 
-    ``labels`` must all be there; ``within`` and ``without`` are the ``k=v`` of In and of NotIn; ``container_name`` is a
-    list or expression. ``cluster``: the policy belongs to no namespace, but to those in ``namespaces`` (empty: all)
-    that are not in ``excluded_namespaces``. ``host_names`` and ``host_expressions`` are ``(label, value)`` pairs of a
-    host's name.
+    ``labels`` must all be there, and all ``requirements`` hold of the labels; ``within`` and ``without`` are the
+    ``k=v`` of In and of NotIn; ``container_name`` is a list or expression. ``cluster``: the policy belongs to no
+    namespace, but to those in ``namespaces`` (empty: all) that are not in ``excluded_namespaces``. ``host_names`` and
+    ``host_expressions`` are ``(label, value)`` pairs of a host's name.
     """
 
     labels: tuple[tuple[str, str], ...] = ()
@@ -85,11 +86,13 @@ class Selector:
     excluded_namespaces: tuple[str, ...] = ()
     host_names: tuple[tuple[str, str], ...] = ()
     host_expressions: tuple[tuple[str, str], ...] = ()
+    requirements: tuple[LabelRequirement, ...] = ()
 
     @property
     def covers_every_container(self) -> bool:
         """Whether nothing that is said about a container changes the answer, but its namespace."""
-        asks = self.labels or self.within or self.without or self.namespaces or self.excluded_namespaces
+        asks = self.labels or self.within or self.without or self.requirements
+        asks = asks or self.namespaces or self.excluded_namespaces
         name = self.container_name
         return self.scope is Scope.CONTAINER and not asks and (name in {None, ".*"} or names_none(name or ""))
 
@@ -99,6 +102,7 @@ class Selector:
             workload.host is (self.scope is Scope.HOST)
             and (workload.host or self._namespace_matches(policy_namespace, workload.namespace))
             and all(workload.labels.get(key) == value for key, value in self.labels)
+            and all(requirement.holds(workload.labels) for requirement in self.requirements)
             and (not self.within or any(_present(pair, workload) for pair in self.within))
             and not any(_present(pair, workload) for pair in self.without)
             and (self.container_name is None or _name_matches(self.container_name, workload.container_name))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from hauberk.errors import HauberkError
 from hauberk.policy import globs, selectors
 from hauberk.policy.path_classes import text_classes
+from hauberk.policy.rules import DEFAULT_NAMESPACE
 from hauberk.policy.selectors import HOST_NAME_LABELS, Scope, WorkloadIdentity
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def _namespaces(subjects: Sequence[Subject], numbers: list[int]) -> list[_Value]
     mentioned: dict[str, None] = {"": None}
     for number in numbers:
         namespace, selector = subjects[number]
-        own = () if selector.cluster else (namespace or selectors.DEFAULT_NAMESPACE,)
+        own = () if selector.cluster else (namespace or DEFAULT_NAMESPACE,)
         mentioned |= dict.fromkeys((*own, *selector.namespaces, *selector.excluded_namespaces))
     values = []
     for namespace in (*mentioned, _other(mentioned)):

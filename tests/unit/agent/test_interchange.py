@@ -11,65 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guest_agent.workloads.interchange import rule_from_json, rule_set_from_json, rule_set_to_json, rule_to_json
-from hauberk.policy.rules import (
-    Action,
-    DeviceMatch,
-    ObjectKind,
-    Operation,
-    Origin,
-    PeerMatch,
-    Rule,
-    RuleSet,
-    Section,
-    SyscallMatch,
-    Verdict,
-)
+from hauberk.policy.rules import Action, ObjectKind, Origin, Rule, RuleSet, Section, SyscallMatch, Verdict
+from tests.unit.policy.normal_forms import rules
 
-TEXT = st.text(max_size=8)
-TEXTS = st.lists(TEXT, max_size=3).map(tuple)
-NUMBERS = st.integers(0, 70_000)
-BYTES = st.none() | st.integers(0, 255)
-MATCHES = (
-    st.none()
-    | st.builds(DeviceMatch, BYTES, BYTES, BYTES, BYTES)
-    | st.builds(
-        PeerMatch,
-        TEXTS,
-        TEXTS,
-        st.lists(st.tuples(NUMBERS, NUMBERS, TEXT), max_size=2).map(tuple),
-        st.none() | st.tuples(NUMBERS, NUMBERS, TEXT),
-    )
-    | st.builds(
-        SyscallMatch,
-        TEXTS,
-        st.none() | TEXT,
-        st.booleans(),
-        st.lists(st.tuples(TEXT, st.booleans()), max_size=2).map(tuple),
-    )
-)
-RULES = st.builds(
-    Rule,
-    section=st.sampled_from(Section),
-    kind=st.sampled_from(ObjectKind),
-    value=TEXT,
-    action=st.sampled_from(Action),
-    origin=st.builds(Origin, TEXT, TEXT, TEXT, NUMBERS, NUMBERS),
-    recursive=st.booleans(),
-    read_only=st.booleans(),
-    owner_only=st.booleans(),
-    sources=TEXTS,
-    severity=NUMBERS,
-    tags=TEXTS,
-    message=TEXT,
-    operations=st.lists(st.sampled_from(Operation), max_size=3).map(tuple),
-    implied=st.booleans(),
-    allowed_arguments=TEXTS,
-    terminal=st.none() | st.booleans(),
-    match=MATCHES,
-)
 RULE_SETS = st.builds(
     RuleSet,
-    st.lists(RULES, max_size=3).map(tuple),
+    st.lists(rules, max_size=3).map(tuple),
     st.sampled_from(Verdict),
     st.lists(st.tuples(st.sampled_from(Section), st.sampled_from(Verdict)), max_size=2).map(tuple),
 )
@@ -112,7 +59,7 @@ def test_what_is_no_rule_set_is_refused(value: object) -> None:
         rule_set_from_json(value)
 
 
-FREE_TO_BE_NONE = (15, 16)
+FREE_TO_BE_NONE = (15, 16, 17)
 
 
 @pytest.mark.parametrize("wrong", [None, 7, "abc", {"a": 1}, [1], 1.5, True])
@@ -121,7 +68,7 @@ def test_a_field_of_another_type_is_refused(position: int, wrong: object) -> Non
     fields = rule_to_json(RULE)
     if type(wrong) is type(fields[position]) or (wrong is None and position in FREE_TO_BE_NONE):
         wrong = {"b": 2}
-    if position in (5, 6, 7, 13, 15) and wrong is True:
+    if position in (5, 6, 7, 13, 15, 17) and wrong is True:
         wrong = 1
     if position in (0, 1, 3) and isinstance(fields[position], str):
         wrong = "no such word"
@@ -140,10 +87,20 @@ def test_a_field_of_another_type_is_refused(position: int, wrong: object) -> Non
         ["device", "8", None, None, None],
         ["device", 8, None, None],
         ["device", True, None, None, None],
-        ["peer", ["10.0.0.0/8"], [], [[1, 2]], None],
-        ["peer", ["10.0.0.0/8"], [], [["1", 2, "tcp"]], None],
-        ["peer", [], [], [], [1, 2]],
-        ["peer", [7], [], [], None],
+        ["peer", ["10.0.0.0/8"], [], [], [], [[1, 2]], [], None, False],
+        ["peer", ["10.0.0.0/8"], [], [], [], [["1", 2, "tcp"]], [], None, False],
+        ["peer", [], [], [], [], [], [], [1, 2], False],
+        ["peer", [7], [], [], [], [], [], None, False],
+        ["peer", [], [], [], [], [], [], None, 0],
+        ["peer", [], [], [], [], [], [], None],
+        ["peer", [], [], [], [], [], [[4]], None, False],
+        ["peer", [], [], [], [], [], [["4", None]], None, False],
+        ["peer", [], ["10.0.0.0/8"], [], [], [], [], None, False],
+        ["peer", [], [], [["address", "x", None]], [], [], [], None, False],
+        ["peer", [], [], [["name", 7, None]], [], [], [], None, False],
+        ["peer", [], [], [["workloads", "x", [[], None]]], [], [], [], None, False],
+        ["peer", [], [], [["workloads", "x", [[["app", "is", []]], None, []]]], [], [], [], None, False],
+        ["peer", [], [], [["workloads", "x", [[["app", "In", "web"]], None, []]]], [], [], [], None, False],
         ["syscall", ["unlink"], None, 1, []],
         ["syscall", ["unlink"], 7, False, []],
         ["syscall", ["unlink"], None, False, [["/bin/"]]],
@@ -155,7 +112,7 @@ def test_a_field_of_another_type_is_refused(position: int, wrong: object) -> Non
 )
 def test_a_match_of_another_shape_is_refused(match: Any) -> None:  # noqa: ANN401
     with pytest.raises(ValueError, match=r"found"):
-        rule_from_json([*rule_to_json(RULE)[:-1], match])
+        rule_from_json([*rule_to_json(RULE)[:16], match, None])
 
 
 def test_a_rule_has_all_its_fields() -> None:

@@ -19,18 +19,9 @@ from hauberk.policy import cache as cache_module
 from hauberk.policy import collection, models
 from hauberk.policy.cache import Cache, user_directory
 from hauberk.policy.collection import Collection, NormalPolicy
-from hauberk.policy.rules import (
-    Action,
-    DeviceMatch,
-    ObjectKind,
-    Operation,
-    Origin,
-    PeerMatch,
-    Rule,
-    Section,
-    SyscallMatch,
-)
-from hauberk.policy.selectors import Scope, Selector, WorkloadIdentity
+from hauberk.policy.rules import Operation, PeerGroup, PeerMatch, PeerSelector, Rule, Section
+from hauberk.policy.selectors import Selector, WorkloadIdentity
+from tests.unit.policy.normal_forms import numbers, rules, selectors, text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,61 +36,6 @@ spec:
 """
 FILES = [("p.yaml", POLICY)]
 
-text = st.text(st.characters(codec="utf-8") | st.sampled_from("\udcff"), max_size=8)
-numbers = st.integers(0, 2**63)
-matches = st.one_of(
-    st.none(),
-    st.builds(DeviceMatch, *[st.none() | numbers] * 4),
-    st.builds(
-        PeerMatch,
-        st.lists(text, max_size=2).map(tuple),
-        st.lists(text, max_size=2).map(tuple),
-        st.lists(st.tuples(numbers, numbers, text), max_size=2).map(tuple),
-        st.none() | st.tuples(numbers, numbers, text),
-    ),
-    st.builds(
-        SyscallMatch,
-        st.lists(text, max_size=2).map(tuple),
-        st.none() | text,
-        st.booleans(),
-        st.lists(st.tuples(text, st.booleans()), max_size=2).map(tuple),
-    ),
-)
-texts = st.lists(text, max_size=2).map(tuple)
-rules = st.builds(
-    Rule,
-    section=st.sampled_from(Section),
-    kind=st.sampled_from(ObjectKind),
-    value=text,
-    action=st.sampled_from(Action),
-    origin=st.builds(Origin, text, text, text, numbers, numbers),
-    recursive=st.booleans(),
-    read_only=st.booleans(),
-    owner_only=st.booleans(),
-    sources=texts,
-    severity=numbers,
-    tags=texts,
-    message=text,
-    operations=st.lists(st.sampled_from(Operation), max_size=2).map(tuple),
-    implied=st.booleans(),
-    allowed_arguments=texts,
-    terminal=st.none() | st.booleans(),
-    match=matches,
-)
-pairs = st.lists(st.tuples(text, text), max_size=2).map(tuple)
-selectors = st.builds(
-    Selector,
-    labels=pairs,
-    within=texts,
-    without=texts,
-    container_name=st.none() | text,
-    scope=st.sampled_from(Scope),
-    cluster=st.booleans(),
-    namespaces=texts,
-    excluded_namespaces=texts,
-    host_names=pairs,
-    host_expressions=pairs,
-)
 collections = st.builds(
     Collection,
     st.lists(
@@ -135,10 +71,15 @@ def test_what_is_kept_is_found_as_it_was(tmp_path_factory: pytest.TempPathFactor
 def test_every_field_that_rules_and_selectors_have_is_in_the_test_above() -> None:
     drawn = {"section", "kind", "value", "action", "origin", "recursive", "read_only", "owner_only", "sources"}
     drawn |= {"severity", "tags", "message", "operations", "implied", "allowed_arguments", "terminal", "match"}
+    drawn |= {"default_deny"}
     assert {field.name for field in dataclasses.fields(Rule)} == drawn
     drawn = {"labels", "within", "without", "container_name", "scope", "cluster", "namespaces"}
-    drawn |= {"excluded_namespaces", "host_names", "host_expressions"}
+    drawn |= {"excluded_namespaces", "host_names", "host_expressions", "requirements"}
     assert {field.name for field in dataclasses.fields(Selector)} == drawn
+    drawn = {"cidrs", "interfaces", "ports", "quota", "exceptions", "icmp", "groups", "nothing"}
+    assert {field.name for field in dataclasses.fields(PeerMatch)} == drawn
+    assert {field.name for field in dataclasses.fields(PeerGroup)} == {"kind", "value", "selector"}
+    assert {field.name for field in dataclasses.fields(PeerSelector)} == {"labels", "namespaces", "namespace_labels"}
 
 
 def test_a_second_reading_needs_no_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
