@@ -2,9 +2,10 @@
 """The agent: joins trust, registry, facts and engine; decides in which order things happen, and little else.
 
 Start: verify the bundle (against the digest the kernel is sealed with, if it is) and the chain of its successors up to
-the one the kernel has in force, seal, take up what the kernel still enforces, and only then listen. A registration: announce, verify, read the container's own configuration, choose its
-policies, gather facts, compile, put in force, verify once more, and only then answer. Whatever fails on the way undoes
-what was done and refuses; an undo that fails leaves the workload in force, never half let go.
+the one the kernel has in force, seal, take up what the kernel still enforces, and only then listen. A registration:
+announce, verify, read the container's own configuration, choose its policies, gather facts, compile, put in force,
+verify once more, and only then answer. Whatever fails on the way undoes what was done and refuses; an undo that fails
+leaves the workload in force, never half let go.
 
 A submission of a successor: verify the whole chain, wait until no registration is under way, compute what every
 container in force is held to from then on, write that down beside what holds now, and switch all of them in one step.

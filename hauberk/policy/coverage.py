@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which rules of the normal form the bpf_lsm engine holds, why it does not hold the others, and what it holds instead.
+"""Which rules of the normal form an engine holds, why none holds the others, and what is held instead.
 
 The language is wider than the engines. A rule that nothing enforces must not look like protection, so whoever puts
 rules in force asks here first, rule by rule, and refuses or reports what is left; nobody may leave a rule out in
-silence. The answer depends on the rule and on whom its policy covers, and on nothing of the machine.
+silence. The answer depends on the rule, on whom its policy covers and on which engines there are: ``bpf_lsm`` holds
+rules about paths for containers, ``nftables`` those about packets, for containers and for the host. What else depends
+on the machine (whether it knows the members of a group of peers) is for the agent to add.
 
 A machine that goes on without such a rule may become stricter by that, never more open. Rules of a section that no
 engine enforces have no effect. In a section that is enforced, a rule may have a condition that the kernel's program
@@ -29,10 +31,15 @@ if TYPE_CHECKING:
     from hauberk.policy.rules import Origin, Rule
 
 ENGINE: Final = "bpf_lsm"
-"""The engine these answers are about."""
+"""The engine for rules about paths."""
+NFTABLES: Final = "nftables"
+"""The engine for rules about packets."""
+EVERY_ENGINE: Final = frozenset({ENGINE, NFTABLES})
 
 ENFORCED_SECTIONS: Final = frozenset({Section.PROCESS, Section.FILE})
-"""The sections whose rules the kernel is given; each is an allow-list or deny list of its own."""
+"""The sections whose rules ``bpf_lsm`` is given; each is an allow-list or deny list of its own."""
+PACKET_SECTIONS: Final = frozenset({Section.INGRESS, Section.EGRESS})
+"""The sections whose rules ``nftables`` is given; as above."""
 
 _SHOWN_CHARACTERS: Final = 80
 
@@ -58,13 +65,19 @@ class Unenforced:
         return f"{file}{origin.policy} {origin.field}"
 
 
-def unenforced(rule: Rule, scope: Scope) -> str | None:
-    """Say in one sentence why no engine enforces a rule of a policy for ``scope``; None if the engine does."""
+def unenforced(rule: Rule, scope: Scope, engines: frozenset[str] = EVERY_ENGINE) -> str | None:
+    """Say in one sentence why none of ``engines`` enforces a rule of a policy for ``scope``; None if one does."""
+    if rule.section in PACKET_SECTIONS:
+        return (
+            None if NFTABLES in engines else f"the engine {NFTABLES}, which enforces {rule.section.value}, is not there"
+        )
     if scope is not Scope.CONTAINER:
-        return "no engine enforces policies for the host yet, only those for containers"
+        return "no engine enforces policies for the host yet, only those for containers and those about packets"
     if rule.section not in ENFORCED_SECTIONS:
-        sections = " and ".join(section.value for section in Section if section in ENFORCED_SECTIONS)
-        return f"no engine enforces the section {rule.section.value} yet, only {sections}"
+        sections = [section.value for section in Section if section in ENFORCED_SECTIONS | PACKET_SECTIONS]
+        return f"no engine enforces the section {rule.section.value} yet, only {', '.join(sections)}"
+    if ENGINE not in engines:
+        return f"the engine {ENGINE}, which enforces {rule.section.value}, is not there"
     if rule.allowed_arguments:
         return "no engine looks at a program's arguments (allowedArgs) yet"
     if rule.terminal is False:
@@ -72,18 +85,23 @@ def unenforced(rule: Rule, scope: Scope) -> str | None:
     return None
 
 
-def report(rules: Iterable[Rule], scope: Scope) -> tuple[Unenforced, ...]:
+def report(rules: Iterable[Rule], scope: Scope, engines: frozenset[str] = EVERY_ENGINE) -> tuple[Unenforced, ...]:
     """Tell of every rule that is not enforced as it is written, in the order given."""
     return tuple(
-        Unenforced(rule.origin, _said(rule), reason, _instead(rule, scope))
+        Unenforced(rule.origin, said(rule), reason, _instead(rule, scope, engines))
         for rule in rules
-        if (reason := unenforced(rule, scope)) is not None
+        if (reason := unenforced(rule, scope, engines)) is not None
     )
 
 
 def in_force(rules: Iterable[Rule]) -> tuple[Rule, ...]:
-    """Give what the engine is to hold of rules of policies for containers: none of it grants more than is written."""
+    """Give what ``bpf_lsm`` is to hold of rules of policies for containers: none grants more than is written."""
     return strictest(rule for rule in rules if rule.section in ENFORCED_SECTIONS)
+
+
+def packets_in_force(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """Give what ``nftables`` is to hold of rules, for containers or for the host."""
+    return tuple(rule for rule in rules if rule.section in PACKET_SECTIONS)
 
 
 def strictest(rules: Iterable[Rule]) -> tuple[Rule, ...]:
@@ -106,8 +124,8 @@ def _held(rule: Rule) -> tuple[Rule, ...]:
     return (plain, replace(refusal, message=f"{reason}, so what the rule allows is refused"))
 
 
-def _instead(rule: Rule, scope: Scope) -> str:
-    if scope is not Scope.CONTAINER or rule.section not in ENFORCED_SECTIONS:
+def _instead(rule: Rule, scope: Scope, engines: frozenset[str]) -> str:
+    if scope is not Scope.CONTAINER or rule.section not in ENFORCED_SECTIONS or ENGINE not in engines:
         return "it has no effect"
     if rule.action is Action.ALLOW:
         return "what it allows is refused, and the section stays an allow-list"
@@ -116,7 +134,7 @@ def _instead(rule: Rule, scope: Scope) -> str:
     return "it refuses on either side of its conditions"
 
 
-def _said(rule: Rule) -> str:
+def said(rule: Rule) -> str:
     """Say in one line what a rule says; the text of a whole profile only by its beginning."""
     value = printable(" ".join(rule.value.splitlines()), _SHOWN_CHARACTERS)
     words = [rule.action.value, rule.section.value, rule.kind.value, value]

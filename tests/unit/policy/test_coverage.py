@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from guest_agent.engines.bpf_lsm.plan import compile_table, fingerprint
 from guest_agent.engines.bpf_lsm.plan import lookup as ask_table
 from hauberk.policy import globs
-from hauberk.policy.coverage import ENFORCED_SECTIONS, ENGINE, in_force, report, unenforced
+from hauberk.policy.coverage import (
+    ENFORCED_SECTIONS,
+    ENGINE,
+    NFTABLES,
+    PACKET_SECTIONS,
+    in_force,
+    packets_in_force,
+    report,
+    unenforced,
+)
 from hauberk.policy.rules import (
     GRANTING_SECTIONS,
     Action,
@@ -21,6 +30,7 @@ from hauberk.policy.rules import (
     ObjectKind,
     Operation,
     Origin,
+    PeerMatch,
     Rule,
     RuleSet,
     Section,
@@ -32,7 +42,7 @@ from hauberk.policy.selectors import Scope
 ORIGIN = Origin("shop/p", "spec.process.matchPaths[0]", "p.yaml", 7, 3)
 PROGRAM = Rule(Section.PROCESS, ObjectKind.PATH, "/usr/bin/python3", Action.ALLOW, ORIGIN)
 DIRECTORY = Rule(Section.PROCESS, ObjectKind.DIRECTORY, "/usr/bin/", Action.ALLOW, ORIGIN, recursive=True)
-OTHER_SECTIONS = [section for section in Section if section not in ENFORCED_SECTIONS]
+OTHER_SECTIONS = [section for section in Section if section not in ENFORCED_SECTIONS | PACKET_SECTIONS]
 
 
 def verdict(rules: tuple[Rule, ...], path: str, operation: Operation) -> Verdict:
@@ -61,11 +71,29 @@ def test_other_sections_are_named_and_not_held(section: Section) -> None:
     assert str(told).startswith("p.yaml:7:3: shop/p spec.process.matchPaths[0]: Allow ")
 
 
-@pytest.mark.parametrize("section", Section, ids=str)
-def test_nothing_is_enforced_for_hosts(section: Section) -> None:
+@pytest.mark.parametrize("section", sorted(set(Section) - PACKET_SECTIONS), ids=str)
+def test_of_what_is_said_of_hosts_only_packets_are_enforced(section: Section) -> None:
     rule = replace(PROGRAM, section=section)
     [told] = report([rule], Scope.HOST)
     assert "host" in told.reason
+    assert told.instead == "it has no effect"
+
+
+@pytest.mark.parametrize("section", sorted(PACKET_SECTIONS), ids=str)
+@pytest.mark.parametrize("scope", Scope, ids=str)
+def test_rules_about_packets_are_enforced_where_there_is_the_engine(section: Section, scope: Scope) -> None:
+    rule = Rule(section, ObjectKind.PEER, "10.0.0.0/8", Action.BLOCK, ORIGIN, match=PeerMatch(("10.0.0.0/8",)))
+    assert report([rule], scope) == ()
+    assert packets_in_force([rule, PROGRAM]) == (rule,)
+    assert in_force([rule, PROGRAM]) == (PROGRAM,)
+    [told] = report([rule], scope, frozenset({ENGINE}))
+    assert "nftables" in told.reason
+    assert told.instead == "it has no effect"
+
+
+def test_rules_about_paths_need_their_engine() -> None:
+    [told] = report([PROGRAM], Scope.CONTAINER, frozenset({NFTABLES}))
+    assert "bpf_lsm" in told.reason
     assert told.instead == "it has no effect"
 
 
