@@ -5,10 +5,10 @@ A default that refuses everything would otherwise cut a machine from its own net
 discovery, kept by DHCP, and multicast reaches nobody without MLD. What an administrator reaches the machine by
 (``networkManagement`` in the agent's configuration) must survive a mistake in a policy, too.
 
-Which of these hold depends on what is filtered. The loopback interface is exempt everywhere: policies are about peers.
-The others hold where the packets of a whole network namespace are filtered, since there the kernel's own and those of
-its DHCP client are among them. The sockets of a container that shares a namespace do none of this, and an exemption
-would be a way out for it.
+Which of these hold depends on whose packets are filtered, since every exemption is a way out for whoever may use it.
+The loopback interface is exempt everywhere: policies are about peers. Neighbour discovery is the kernel's own and holds
+where the packets of a whole network namespace are filtered; a container that shares one has no part in it. DHCP and
+what the configuration lists hold for the machine alone: a container that may bind port 68 would reach every host by it.
 
 Both ``explain`` and the planner of the engine take the exemptions from here.
 """
@@ -62,15 +62,19 @@ def _icmpv6(first: int, last: int) -> tuple[tuple[int, int], ...]:
 LOOPBACK: Final = Exemption("no policy is about packets on the loopback interface", PeerMatch(interfaces=("lo",)))
 """What never leaves the machine; exempt everywhere."""
 
-UPKEEP: Final = (
+DISCOVERY: Final = (
     _upkeep("neighbour discovery", PeerMatch(icmp=_icmpv6(133, 137)), hop_limit=255),
     _upkeep("multicast listener discovery", PeerMatch(icmp=(*_icmpv6(130, 132), (6, 143)))),
+)
+"""What every network namespace needs of its network: RFC 4861, 2710, 3810."""
+
+CONFIGURATION: Final = (
     _upkeep("DHCP", PeerMatch(cidrs=("0.0.0.0/0",), ports=((67, 67, "udp"),)), Section.EGRESS, source_port=68),
     _upkeep("DHCP", PeerMatch(cidrs=("0.0.0.0/0",), ports=((68, 68, "udp"),)), Section.INGRESS, source_port=67),
     _upkeep("DHCPv6", PeerMatch(cidrs=("::/0",), ports=((547, 547, "udp"),)), Section.EGRESS, source_port=546),
     _upkeep("DHCPv6", PeerMatch(cidrs=("::/0",), ports=((546, 546, "udp"),)), Section.INGRESS, source_port=547),
 )
-"""What a network namespace needs of its network: RFC 4861, 2710, 3810, 2131, 8415."""
+"""How a machine gets and keeps its addresses: RFC 2131, 8415."""
 
 
 def management(match: PeerMatch, direction: Section | None = None) -> Exemption:
@@ -78,13 +82,14 @@ def management(match: PeerMatch, direction: Section | None = None) -> Exemption:
     return Exemption("the agent's configuration lists this under networkManagement", match, direction)
 
 
-def holding(*, whole: bool, listed: Iterable[Exemption] = ()) -> tuple[Exemption, ...]:
+def holding(*, whole: bool, machine: bool, listed: Iterable[Exemption] = ()) -> tuple[Exemption, ...]:
     """Give the exemptions for an endpoint, in the order in which they are asked.
 
     ``whole``: all packets of a network namespace, or of an interface, are filtered, rather than those of a cgroup;
-    ``listed`` are those for management.
+    ``machine``: they are the machine's own, not a workload's; ``listed`` are those for management, the machine's too.
     """
-    return (LOOPBACK, *UPKEEP, *listed) if whole else (LOOPBACK,)
+    discovery = DISCOVERY if whole else ()
+    return (LOOPBACK, *discovery, *((*CONFIGURATION, *listed) if whole and machine else ()))
 
 
 def exempting(peer: Peer, direction: Section, exemptions: Iterable[Exemption] | None = None) -> Exemption | None:
