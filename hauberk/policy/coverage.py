@@ -67,22 +67,22 @@ class Unenforced:
 
 def unenforced(rule: Rule, scope: Scope, engines: frozenset[str] = EVERY_ENGINE) -> str | None:
     """Say in one sentence why none of ``engines`` enforces a rule of a policy for ``scope``; None if one does."""
+    engine = NFTABLES if rule.section in PACKET_SECTIONS else ENGINE
+    absent = (
+        f"the engine {engine}, which enforces {rule.section.value}, is not there" if engine not in engines else None
+    )
     if rule.section in PACKET_SECTIONS:
-        return (
-            None if NFTABLES in engines else f"the engine {NFTABLES}, which enforces {rule.section.value}, is not there"
-        )
+        return absent
     if scope is not Scope.CONTAINER:
         return "no engine enforces policies for the host yet, only those for containers and those about packets"
     if rule.section not in ENFORCED_SECTIONS:
         sections = [section.value for section in Section if section in ENFORCED_SECTIONS | PACKET_SECTIONS]
         return f"no engine enforces the section {rule.section.value} yet, only {', '.join(sections)}"
-    if ENGINE not in engines:
-        return f"the engine {ENGINE}, which enforces {rule.section.value}, is not there"
-    if rule.allowed_arguments:
+    if absent is None and rule.allowed_arguments:
         return "no engine looks at a program's arguments (allowedArgs) yet"
-    if rule.terminal is False:
+    if absent is None and rule.terminal is False:
         return "no engine looks at whether there is a terminal (pts: false) yet"
-    return None
+    return absent
 
 
 def report(rules: Iterable[Rule], scope: Scope, engines: frozenset[str] = EVERY_ENGINE) -> tuple[Unenforced, ...]:

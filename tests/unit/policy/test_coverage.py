@@ -220,6 +220,7 @@ def test_the_guide_names_the_engine_of_every_section(section: Section) -> None:
         row for row in (*(row for row in rows if row[0].startswith(name)), *rows) if name in row[0]
     )
     enforced = unenforced(replace(PROGRAM, section=section), Scope.CONTAINER) is None
-    assert (containers == f"`{ENGINE}`") is enforced
+    assert (containers == f"`{NFTABLES if section in PACKET_SECTIONS else ENGINE}`") is enforced
     assert enforced or containers in {"", "no"}
-    assert hosts in {"", "no"}
+    enforced = unenforced(replace(PROGRAM, section=section), Scope.HOST) is None
+    assert hosts == f"`{NFTABLES}`" if enforced else hosts in {"", "no"}
