@@ -28,12 +28,12 @@ Mode = Literal["sealed", "host"]
 EventVerdict = Literal["audit", "deny"]
 EventOperation = Literal[
     "execute", "map", "read", "write", "gate", "mount", "namespace", "chroot", "ptrace", "signal", "bpf", "pin",
-    "connect", "module",
+    "connect", "module", "network",
 ]  # fmt: skip
 
 EVENT_OPERATIONS: Final[tuple[str, ...]] = (
     "execute", "map", "read", "write", "gate", "mount", "namespace", "chroot", "ptrace", "signal", "bpf", "pin",
-    "connect", "module",
+    "connect", "module", "network",
 )  # fmt: skip
 MAXIMUM_WORKLOAD_ID: Final = 0xFFFF_FFFF
 
@@ -82,7 +82,9 @@ class EnforcedWorkload:
 
     ``workload_id`` is a u32 above 0, never used twice within a boot; ``cgroup_id`` is the inode number of the cgroup v2
     directory; ``mount_namespace`` the inode number of the namespace; ``table`` the compiled rules and
-    ``table_digest`` what the agent knows them by (their fingerprint).
+    ``table_digest`` what the agent knows them by (their fingerprint). ``network_namespace`` is the inode number of the
+    network namespace where a packet filter holds the workload, 0 for one without network rules: with any other number
+    the kernel refuses what would pass that filter by.
     """
 
     workload_id: int
@@ -91,6 +93,7 @@ class EnforcedWorkload:
     mount_namespace: int
     table: bytes
     table_digest: str
+    network_namespace: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,7 @@ class KernelWorkload:
     mount_namespace: int
     container_id: str
     table_digest: str
+    network_namespace: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +206,8 @@ class Engine(Protocol):
     def advance(self, successor: SuccessorRecord, workloads: Sequence[EnforcedWorkload]) -> None:
         """Put a successor's rules in force for every workload at one instant, and record the successor with it.
 
-        ``workloads`` are those in force, each once, with their new tables; ids, cgroups and namespaces do not change.
+        ``workloads`` are those in force, each once, with their new tables and network namespaces (a successor may bring
+        network rules or take them away); ids, cgroups and mount namespaces do not change.
         ``successor.number`` is one more than the present one's. A task keeps its source: what it executed last, under
         the new rules' own numbers. Raises EngineError with nothing changed.
         """

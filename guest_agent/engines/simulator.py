@@ -149,7 +149,12 @@ class SimulatorEngine:
         with self._lock:
             return [
                 KernelWorkload(
-                    held.workload_id, held.cgroup_id, held.mount_namespace, held.container_id, held.table_digest
+                    held.workload_id,
+                    held.cgroup_id,
+                    held.mount_namespace,
+                    held.container_id,
+                    held.table_digest,
+                    held.network_namespace,
                 )
                 for _, held in sorted(self.kernel.workloads.items())
             ]

@@ -31,10 +31,14 @@ OWN_POLICY: Final = "Hauberk"
 _POLICY_OPERATIONS: Final = frozenset(operation.value for operation in Operation)
 _KINDS: Final[Mapping[str, str]] = {
     "execute": "Process", "map": "Process", "gate": "Process", "read": "File", "write": "File", "connect": "Network",
+    "network": "Network",
 }  # fmt: skip
 _OWN_REASONS: Final[Mapping[str, str]] = {
     "gate": "only registered workloads and the machine's own services may execute programs",
-    "mount": "no workload with path rules changes mounts, no container manager covers the guest's own root",
+    "mount": (
+        "no workload with path rules changes mounts, none with network rules mounts file systems of the network,"
+        " no container manager covers the guest's own root"
+    ),
     "namespace": "a workload with path rules may not make user namespaces",
     "chroot": "a workload with path rules may not change its root",
     "ptrace": "a process may not take over another one's rights",
@@ -43,6 +47,7 @@ _OWN_REASONS: Final[Mapping[str, str]] = {
     "pin": "what is enforced may not be unpinned or unmounted",
     "connect": "a workload may not talk to the agent",
     "module": "a workload may not load kernel code",
+    "network": "a workload with network rules uses only IP sockets of its own, and no right over the network itself",
 }
 _MAXIMUM_CACHED_DECISIONS: Final = 4096
 

@@ -347,7 +347,7 @@ class BpfLsmEngine:
                 slot, (region, offset) = self._room_for(workload.table, digest)
                 record = WorkloadRecord(
                     workload.workload_id, flags, workload.cgroup_id, workload.mount_namespace, region, offset,
-                    len(workload.table) // 8, epoch, digest, workload.container_id,
+                    len(workload.table) // 8, epoch, workload.network_namespace, digest, workload.container_id,
                 )  # fmt: skip
             except (LibbpfError, OSError) as error:
                 message = f"workload {workload.container_id} could not be put in force: {error}"
@@ -415,7 +415,7 @@ class BpfLsmEngine:
         bundle = _digest(successor.digest)
         with self._lock:
             self._require_open()
-            present = self._read_successor()
+            present = self.successor()
             check_advance(present, successor, [record.workload_id for record in self._records.values()], workloads)
             new = {workload.workload_id: workload for workload in workloads}
             following: dict[int, WorkloadRecord] = {}
@@ -429,7 +429,8 @@ class BpfLsmEngine:
                     region, offset = self._place(workload.table, digest, used)
                     following[slot] = record._replace(
                         flags=layout.table_flags(workload.table), region=region, table=offset,
-                        table_words=len(workload.table) // 8, epoch=successor.number, digest=digest,
+                        table_words=len(workload.table) // 8, epoch=successor.number,
+                        network_namespace=workload.network_namespace, digest=digest,
                     )  # fmt: skip
                 for slot, record in following.items():
                     self._maps["workloads"].put(layout.KEY.pack(_place_of(slot, successor.number)), record.encode())
@@ -503,7 +504,12 @@ class BpfLsmEngine:
             self._require_open()
             return [
                 KernelWorkload(
-                    record.workload_id, record.cgroup, record.mount_namespace, record.container, record.digest.hex()
+                    record.workload_id,
+                    record.cgroup,
+                    record.mount_namespace,
+                    record.container,
+                    record.digest.hex(),
+                    record.network_namespace,
                 )
                 for record in sorted(self._records.values(), key=lambda kept: kept.workload_id)
             ]

@@ -86,6 +86,7 @@ struct file {
 	struct inode *f_inode;
 	unsigned int f_flags;
 	unsigned int f_mode;
+	void *private_data;
 };
 /* Linux 6.5 and later: what overlayfs maps; f_path is then the layer's, user_path the one the workload opened. */
 struct backing_file {
@@ -100,13 +101,42 @@ struct vm_area_struct {
 struct fs_struct {
 	struct path root;
 };
+struct net {
+	struct ns_common ns;
+};
 struct nsproxy {
 	struct mnt_namespace *mnt_ns;
+	struct net *net_ns;
+};
+struct file_system_type {
+	int fs_flags;
+};
+enum fs_context_purpose {
+	FS_CONTEXT_FOR_MOUNT,
+};
+struct fs_context {
+	struct file_system_type *fs_type;
+	enum fs_context_purpose purpose : 8;
+};
+struct kernfs_node {
+	__u64 id;
+};
+struct cgroup_subsys_state {
+	struct cgroup_subsys_state *parent;
+};
+struct cgroup {
+	struct cgroup_subsys_state self;
+	struct kernfs_node *kn;
+};
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
 };
 struct cred {
 	kuid_t fsuid;
 };
 struct mm_struct;
+struct user_namespace;
+struct fs_parameter;
 struct task_struct {
 	int pid;
 	int tgid;
@@ -125,8 +155,21 @@ struct upid {
 struct pid {
 	struct upid numbers[1];
 };
+typedef struct {
+	struct net *net;
+} possible_net_t;
+struct sock_common {
+	unsigned short skc_family;
+	possible_net_t skc_net;
+};
 struct sock {
+	struct sock_common __sk_common;
+	struct sock_cgroup_data sk_cgrp_data;
+	__u16 sk_type;
 	struct pid *sk_peer_pid;
+};
+struct socket {
+	struct sock *sk;
 };
 struct bpf_map {
 	__u32 id;
@@ -153,6 +196,19 @@ struct bpf_map {
 #define INODE_CHARACTER 0020000
 #define INODE_DIRECTORY 0040000
 #define INODE_BLOCK 0060000
+#define INODE_SOCKET 0140000
+#define NET_ADMIN 12 /* CAP_NET_ADMIN */
+#define NET_RAW 13   /* CAP_NET_RAW */
+#define ONLY_ASKING 2u /* CAP_OPT_NOAUDIT */
+#define FAMILY_UNIX 1
+#define FAMILY_INET 2
+#define FAMILY_INET6 10
+#define FAMILY_NETLINK 16
+#define FAMILY_CRYPTO 38 /* AF_ALG */
+#define TYPE_RAW 3
+#define PROTOCOL_SMC 256 /* IPPROTO_SMC: after its handshake no packet filter sees the data */
+#define ON_DEVICE 1      /* FS_REQUIRES_DEV */
+#define BY_ANYBODY 8     /* FS_USERNS_MOUNT */
 
 extern const void rename_lock __ksym;
 extern const void init_task __ksym;
@@ -1535,12 +1591,6 @@ int BPF_PROG(check_open, struct file *file)
 	return check_file(file, DETAIL_OPEN);
 }
 
-SEC("lsm/file_receive")
-int BPF_PROG(check_receive, struct file *file)
-{
-	return check_file(file, DETAIL_RECEIVE);
-}
-
 static __always_inline int check_write(struct vfsmount *mnt, struct dentry *dentry, __u32 detail)
 {
 	struct mark *mark;
@@ -1949,9 +1999,158 @@ int BPF_PROG(check_user_namespace, const struct cred *cred)
 	return refuse_if_path_rules(EVENT_NAMESPACE, DETAIL_USER_NAMESPACE);
 }
 
+/* ---- the network of workloads whose packets are filtered ---- */
+/*
+ * nftables knows a workload by the cgroup of its sockets and by their network namespace. So a workload with network rules makes sockets
+ * only there, of families that the packet filter sees or that reach no network, and it has neither of the two capabilities by which the filter is
+ * changed or passed by.
+ */
+
+/* 1: the current task is armed for a workload with network rules, 0: it is not, negative: for one that is gone. */
+static __always_inline int filtered(struct mark **mark, struct workload **workload)
+{
+	*mark = mark_of(self());
+	if (!*mark || (*mark)->kind != MARK_WORKLOAD)
+		return 0;
+	*workload = workload_of(*mark);
+	if (!*workload)
+		return -EPERM;
+	return (*workload)->network_namespace != 0;
+}
+
+SEC("lsm/capable")
+int BPF_PROG(check_capable, const struct cred *cred, struct user_namespace *namespace, int capability, unsigned int options)
+{
+	struct mark *mark;
+	struct workload *workload;
+	int state;
+
+	if (capability != NET_ADMIN && capability != NET_RAW)
+		return 0;
+	state = filtered(&mark, &workload);
+	if (state <= 0)
+		return state;
+	if (options & ONLY_ASKING)
+		return -EPERM; /* the answer decides how much is shown, not whether; the kernel's own audit is silent too */
+	return refuse(mark, EVENT_NETWORK, capability == NET_ADMIN ? DETAIL_NET_ADMIN : DETAIL_NET_RAW);
+}
+
+static __always_inline int is_network_family(int family)
+{
+	return family == FAMILY_INET || family == FAMILY_INET6;
+}
+
+/* The others carry no packets that nftables' families ip and ip6 see; those that reach nobody outside may be had. */
+static __always_inline int is_local_family(int family)
+{
+	return family == FAMILY_UNIX || family == FAMILY_NETLINK || family == FAMILY_CRYPTO;
+}
+
+static __always_inline int in_own_cgroup(struct workload *workload)
+{
+	for (int level = 0; level < 32; level++) {
+		__u64 id = bpf_get_current_ancestor_cgroup_id(level);
+
+		if (!id)
+			return 0;
+		if (id == workload->cgroup)
+			return 1;
+	}
+	return 0;
+}
+
+SEC("lsm/socket_create")
+int BPF_PROG(check_socket, int family, int type, int protocol, int kernel)
+{
+	struct mark *mark;
+	struct workload *workload;
+	int state;
+
+	if (is_local_family(family) || kernel)
+		return 0;
+	state = filtered(&mark, &workload);
+	if (state <= 0)
+		return state;
+	/* a task that left its cgroup or its namespace has kept its mark */
+	if (is_network_family(family) && protocol != PROTOCOL_SMC && in_own_cgroup(workload) &&
+	    BPF_CORE_READ(self(), nsproxy, net_ns, ns.inum) == workload->network_namespace)
+		return 0;
+	return refuse(mark, EVENT_NETWORK, DETAIL_SOCKET);
+}
+
+/* Whether a socket was made where the workload's own are, so that its packets meet the workload's rules. */
+static __always_inline int made_inside(struct workload *workload, struct socket *socket)
+{
+	struct sock *sock = BPF_CORE_READ(socket, sk);
+	__u16 family = BPF_CORE_READ(sock, __sk_common.skc_family);
+	struct cgroup *cgroup;
+	struct cgroup_subsys_state *above;
+
+	if (is_local_family(family))
+		return 1;
+	if (!is_network_family(family) || BPF_CORE_READ(sock, sk_type) == TYPE_RAW ||
+	    BPF_CORE_READ(sock, __sk_common.skc_net.net, ns.inum) != workload->network_namespace)
+		return 0;
+	cgroup = BPF_CORE_READ(sock, sk_cgrp_data.cgroup);
+	for (int level = 0; level < 32 && cgroup; level++) {
+		if (BPF_CORE_READ(cgroup, kn, id) == workload->cgroup)
+			return 1;
+		above = BPF_CORE_READ(cgroup, self.parent);
+		if (!above)
+			return 0;
+		cgroup = (void *)above - bpf_core_field_offset(struct cgroup, self);
+	}
+	return 0;
+}
+
+static __always_inline int check_received_socket(struct file *file)
+{
+	struct mark *mark;
+	struct workload *workload;
+	int state;
+
+	if ((BPF_CORE_READ(file, f_inode, i_mode) & INODE_TYPE) != INODE_SOCKET)
+		return 0;
+	state = filtered(&mark, &workload);
+	if (state <= 0)
+		return state;
+	return made_inside(workload, file->private_data) ? 0 : refuse(mark, EVENT_NETWORK, DETAIL_RECEIVE);
+}
+
+SEC("lsm/file_receive")
+int BPF_PROG(check_receive, struct file *file)
+{
+	int refused = check_received_socket(file);
+
+	return refused ? refused : check_file(file, DETAIL_RECEIVE);
+}
+
+/*
+ * A file system of the network talks by sockets of the kernel, which belong to no cgroup. What stands on a device, or may be mounted in anybody's
+ * user namespace, is none. Zero leaves the parameter to the file system.
+ */
+SEC("lsm/fs_context_parse_param")
+int BPF_PROG(check_file_system, struct fs_context *context, struct fs_parameter *parameter)
+{
+	struct mark *mark;
+	struct workload *workload;
+	int state;
+
+	state = filtered(&mark, &workload);
+	if (state <= 0)
+		return state;
+	if (BPF_CORE_READ_BITFIELD_PROBED(context, purpose) != FS_CONTEXT_FOR_MOUNT ||
+	    (BPF_CORE_READ(context, fs_type, fs_flags) & (ON_DEVICE | BY_ANYBODY)))
+		return 0;
+	return refuse(mark, EVENT_MOUNT, DETAIL_FILE_SYSTEM);
+}
+
 /* ---- other tasks ---- */
-/* Only tasks of the same workload, and among them none whose source holds rights that this one's does not. */
-static __always_inline int may_touch(struct mark *mark, struct mark *other, int control)
+/*
+ * Only tasks of the same workload, and among them none whose source holds rights that this one's does not. Not inlined: where the compiler knows
+ * the source to be 0 it returns that for 0, of which the verifier knows nothing.
+ */
+static __noinline int may_touch(struct mark *mark, struct mark *other, int control)
 {
 	struct workload *workload;
 	__u32 source;
@@ -1963,8 +2162,11 @@ static __always_inline int may_touch(struct mark *mark, struct mark *other, int 
 	workload = workload_of(mark);
 	if (!workload)
 		return 0;
+	if (!(workload->flags & RULES_PATH))
+		return 1; /* no source has rights of its own */
 	source = source_now(other, workload);
-	return source == 0 || source == source_now(mark, workload);
+	/* two that cannot be told are not the same one */
+	return source == 0 || (source != NO_SOURCE && source == source_now(mark, workload));
 }
 
 /* The agent, for a manager's lineage: a host that has a manager start something must not reach it that way. */

@@ -30,6 +30,7 @@ enum operation_index { OP_EXECUTE, OP_MAP, OP_READ, OP_WRITE };
 enum event_operation {
 	EVENT_EXECUTE = 1, EVENT_MAP, EVENT_READ, EVENT_WRITE, EVENT_GATE, EVENT_MOUNT, EVENT_NAMESPACE, EVENT_CHROOT,
 	EVENT_PTRACE, EVENT_SIGNAL, EVENT_BPF, EVENT_PIN, EVENT_CONNECT, EVENT_MODULE,
+	EVENT_NETWORK,
 };
 
 enum event_detail {
@@ -37,6 +38,7 @@ enum event_detail {
 	DETAIL_MKDIR, DETAIL_RMDIR, DETAIL_SYMLINK, DETAIL_UNLINK, DETAIL_LINK, DETAIL_RENAME, DETAIL_CHMOD, DETAIL_CHOWN,
 	DETAIL_MOUNT, DETAIL_UMOUNT, DETAIL_PIVOT_ROOT, DETAIL_MOVE_MOUNT, DETAIL_CHROOT, DETAIL_USER_NAMESPACE,
 	DETAIL_PTRACE, DETAIL_KILL, DETAIL_BPF, DETAIL_UNPIN, DETAIL_CONNECT, DETAIL_LOAD,
+	DETAIL_NET_ADMIN, DETAIL_NET_RAW, DETAIL_SOCKET, DETAIL_FILE_SYSTEM,
 };
 
 #define EVENT_OWNER 1
@@ -73,7 +75,7 @@ struct workload {
 	__u32 table;  /* word offset of the table in its region */
 	__u32 table_words;
 	__u32 epoch; /* the one whose rules these are */
-	__u32 pad;
+	__u32 network_namespace; /* the one whose packet filter holds the workload; 0: it has no network rules */
 	__u8 digest[DIGEST_BYTES]; /* of the table */
 	char container[NAME_BYTES];
 };

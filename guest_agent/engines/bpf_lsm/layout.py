@@ -52,12 +52,12 @@ _MAGIC: Final = 0x314B4248
 
 _OPERATIONS: Final = (
     "", "execute", "map", "read", "write", "gate", "mount", "namespace", "chroot", "ptrace", "signal", "bpf", "pin",
-    "connect", "module",
+    "connect", "module", "network",
 )  # fmt: skip
 _DETAILS: Final = (
     "", "exec", "mmap", "mprotect", "open", "receive", "truncate", "create", "mkdir", "rmdir", "symlink", "unlink",
     "link", "rename", "chmod", "chown", "mount", "umount", "pivot_root", "move_mount", "chroot", "user_namespace",
-    "ptrace", "kill", "bpf", "unpin", "connect", "load",
+    "ptrace", "kill", "bpf", "unpin", "connect", "load", "net_admin", "net_raw", "socket", "file_system",
 )  # fmt: skip
 _VERDICTS: Final = {1: "audit", 2: "deny"}
 _EVENT_OWNER: Final = 1
@@ -80,6 +80,7 @@ class WorkloadRecord(NamedTuple):
     table: int
     table_words: int
     epoch: int
+    network_namespace: int
     digest: bytes
     container: str
 
@@ -91,14 +92,14 @@ class WorkloadRecord(NamedTuple):
             raise EngineError(message)
         return WORKLOAD.pack(
             self.workload_id, self.flags, self.cgroup, self.mount_namespace, self.region, self.table, self.table_words,
-            self.epoch, 0, self.digest, container,
+            self.epoch, self.network_namespace, self.digest, container,
         )  # fmt: skip
 
     @classmethod
     def decode(cls, data: bytes) -> WorkloadRecord:
         """Read what :meth:`encode` wrote."""
         values = WORKLOAD.unpack(data)
-        *numbers, _, digest, container = values
+        *numbers, digest, container = values
         return cls._make((*numbers, digest, os.fsdecode(container.rstrip(b"\0"))))
 
 

@@ -64,6 +64,12 @@ def test_an_event_has_its_strings_behind_the_fixed_part(tmp_path: Path) -> None:
     assert offsets == [layout.EVENT.size, 36 - 4, 24]
 
 
+def test_a_workloads_network_namespace_lies_where_the_kernel_looks(tmp_path: Path) -> None:
+    (offset,) = _compiled(tmp_path, ["offsetof(struct workload, network_namespace)"])
+    record = layout.WorkloadRecord(1, 7, 2, 3, 0, 0, 3, 4, 0x01020304, b"d" * 32, "c").encode()
+    assert record[offset : offset + 4] == bytes((4, 3, 2, 1))
+
+
 def test_event_names_follow_the_header() -> None:
     text = HEADER.read_text()
     operations = re.findall(r"EVENT_([A-Z]+)(?: = 1)?,", text.split("enum event_operation")[1].split("}")[0])
@@ -93,14 +99,14 @@ def test_an_event_of_another_build_is_refused(sample: bytes) -> None:
 
 
 def test_a_record_survives_the_kernel() -> None:
-    record = layout.WorkloadRecord(1, 7, 2**40, 4026531840, 1, 2, 3, 4, b"d" * 32, "c" * 127)
+    record = layout.WorkloadRecord(1, 7, 2**40, 4026531840, 1, 2, 3, 4, 4026531833, b"d" * 32, "c" * 127)
     assert layout.WorkloadRecord.decode(record.encode()) == record
 
 
 @pytest.mark.parametrize("container", ["c" * 128, "a\0b"])
 def test_a_container_id_that_does_not_fit_is_refused(container: str) -> None:
     with pytest.raises(EngineError, match="container id"):
-        layout.WorkloadRecord(1, 7, 1, 1, 0, 0, 1, 0, b"d" * 32, container).encode()
+        layout.WorkloadRecord(1, 7, 1, 1, 0, 0, 1, 0, 0, b"d" * 32, container).encode()
 
 
 @pytest.mark.parametrize("blob", [b"", b"x" * 64, bytes(65), bytes(8 * (layout.TABLE_WORDS + 1))])

@@ -7,6 +7,7 @@ The maps are dictionaries here and the table memory is bytes; the order of what 
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -77,6 +78,9 @@ class Engine(BpfLsmEngine):
         self.library = library
         self._maps, self._library = fakes, library
 
+    def _is_loaded(self) -> bool:
+        return True
+
     @contextmanager
     def _window(self, start: int, length: int) -> Iterator[tuple[Any, int]]:
         before = bytes(self.memory[start : start + length])
@@ -98,6 +102,17 @@ def table(name: str) -> tuple[bytes, str]:
 
 def workload(number: int, name: str | None = None) -> EnforcedWorkload:
     return EnforcedWorkload(number, f"container-{number}", 1000 + number, 2000 + number, *table(name or f"f{number}"))
+
+
+def test_a_successor_may_bring_network_rules_and_take_them_away() -> None:
+    engine = Engine()
+    engine.register(replace(workload(1), network_namespace=4026531833))
+    assert [held.network_namespace for held in engine.registered()] == [4026531833]
+    for number, namespace in enumerate((0, 4026532000), 1):
+        moved = replace(workload(1), network_namespace=namespace)
+        engine.advance(SuccessorRecord(f"{number:064x}", number, number), [moved])
+        assert [held.network_namespace for held in engine.registered()] == [namespace]
+    assert [record.network_namespace for _, record in sorted(engine.held().items())] == [4026532000, 0]
 
 
 def test_a_successor_writes_after_a_wait_only() -> None:
