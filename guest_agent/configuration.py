@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from guest_agent import child
+from guest_agent.network import settings
+from hauberk.policy import coverage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from hauberk.policy.exemptions import Exemption
 
 DEFAULT_PATH: Final = Path("/etc/hauberk/agent.yaml")
 MAXIMUM_BYTES: Final = 1 << 20
@@ -49,9 +53,31 @@ _KEYS: Final[dict[str, str]] = {
     "serviceCgroups": "service_cgroups",
     "alertLog": "alert_log",
     "tableRegions": "table_regions",
+    "engines": "engines",
+    "nodeLabels": "node_labels",
+    "networkManagement": "management",
+    "networkEntities": "entities",
+    "networkResolvers": "resolvers",
 }
 _LISTS: Final = frozenset({"managers", "helpers", "kernel_helpers", "mount_points", "service_cgroups"})
 _MAXIMUM_REGIONS: Final = 64
+_ENGINES: Final = (coverage.ENGINE, coverage.NFTABLES)
+
+
+def _engines(found: object) -> tuple[str, ...]:
+    if not isinstance(found, list) or not found or not set(map(str, found)) <= set(_ENGINES):
+        message = f"found {found!r}, expected a list of {' or '.join(_ENGINES)}"
+        raise ValueError(message)
+    return tuple(dict.fromkeys(found))
+
+
+_READERS: Final[dict[str, Callable[[object], object]]] = {
+    "engines": _engines,
+    "node_labels": settings.labels,
+    "management": settings.management,
+    "entities": settings.entities,
+    "resolvers": settings.resolvers,
+}
 
 
 class ConfigurationError(Exception):
@@ -60,7 +86,11 @@ class ConfigurationError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """The agent's configuration. Paths of lists that were not given are those of the defaults that exist."""
+    """The agent's configuration. Paths of lists that were not given are those of the defaults that exist.
+
+    ``management`` are the machine's own exemptions from network policies, ``entities`` the networks that entities
+    stand for, ``resolvers`` whose answers names are learned from: by default those of ``/etc/resolv.conf``.
+    """
 
     mode: Literal["sealed", "host"]
     trust_root: Path = Path("/etc/hauberk/trust-root.json")
@@ -76,6 +106,11 @@ class Configuration:
     service_cgroups: tuple[str, ...] = _SERVICE_CGROUPS
     alert_log: Path | None = None
     table_regions: int = 4  # of 4 MiB kernel memory each
+    engines: tuple[str, ...] = _ENGINES
+    node_labels: tuple[tuple[str, str], ...] = ()
+    management: tuple[Exemption, ...] = ()
+    entities: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    resolvers: tuple[str, ...] = ()
 
 
 def load(path: Path = DEFAULT_PATH) -> Configuration:
@@ -103,7 +138,7 @@ def load(path: Path = DEFAULT_PATH) -> Configuration:
 
 def parse(value: Mapping[str, object], file: str) -> Configuration:
     """Check the settings. Raises ConfigurationError."""
-    settings: dict[str, object] = {}
+    found_settings: dict[str, object] = {}
     for key, found in value.items():
         name = _KEYS.get(key)
         if name is None:
@@ -111,11 +146,13 @@ def parse(value: Mapping[str, object], file: str) -> Configuration:
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_KEYS)}"
             message = f"{file}: unknown setting {key!r}; {hint}"
             raise ConfigurationError(message)
-        settings[name] = _setting(name, key, found, file)
-    if settings.get("mode") not in ("sealed", "host"):
-        message = (
-            f"{file}: mode: found {settings.get('mode')!r}, expected sealed or host; say which, there is no default"
-        )
+        found_settings[name] = _setting(name, key, found, file)
+    mode = found_settings.get("mode")
+    if mode not in ("sealed", "host"):
+        message = f"{file}: mode: found {mode!r}, expected sealed or host; say which, there is no default"
+        raise ConfigurationError(message)
+    if mode == "sealed" and coverage.ENGINE not in found_settings.get("engines", _ENGINES):  # type: ignore[operator] # a tuple
+        message = f"{file}: engines: found none that gates programs, expected {coverage.ENGINE} for mode sealed"
         raise ConfigurationError(message)
     for name, defaults in (
         ("managers", _MANAGERS),
@@ -123,8 +160,9 @@ def parse(value: Mapping[str, object], file: str) -> Configuration:
         ("kernel_helpers", _KERNEL_HELPERS),
         ("mount_points", _MOUNT_POINTS),
     ):
-        settings.setdefault(name, tuple(path for path in defaults if Path(path).is_file()))
-    return Configuration(**settings)  # type: ignore[arg-type] # checked one by one above
+        found_settings.setdefault(name, tuple(path for path in defaults if Path(path).is_file()))
+    found_settings.setdefault("resolvers", settings.system_resolvers())
+    return Configuration(**found_settings)  # type: ignore[arg-type] # checked one by one above
 
 
 def _setting(name: str, key: str, found: object, file: str) -> object:
@@ -142,6 +180,12 @@ def _setting(name: str, key: str, found: object, file: str) -> object:
         return found
     if name == "mode":
         return found
+    if name in _READERS:
+        try:
+            return _READERS[name](found)
+        except ValueError as error:
+            message = f"{file}: {key}: {error}"
+            raise ConfigurationError(message) from error
     if not _is_path(found):
         message = f"{file}: {key}: found {found!r}, expected an absolute path"
         raise ConfigurationError(message)

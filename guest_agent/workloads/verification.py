@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Final, Self
 from guest_agent.workloads.registry import Identity, Observation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
-_NAMESPACE: Final = re.compile(r"mnt:\[(\d+)\]")
+_NAMESPACE: Final = re.compile(r"(?:mnt|net):\[(\d+)\]")
 _SAMPLE_BYTES: Final = 1 << 16
 _MAXIMUM_PROC_BYTES: Final = 1 << 20
 _START_TIME: Final = 19  # field 22 of /proc/PID/stat, counted from the state (field 3), the first after the command
@@ -220,17 +220,40 @@ def _unless_removed(error: OSError) -> None:
 
 def mount_namespace(pid: int | str, machine: Machine) -> int:
     """Return the inode number of a process's mount namespace. Raises VerificationError."""
-    path = machine.proc_root / str(pid) / "ns" / "mnt"
+    return _namespace(pid, "mnt", "mount", machine)
+
+
+def network_namespace(pid: int | str, machine: Machine) -> int:
+    """Return the inode number of a process's network namespace. Raises VerificationError."""
+    return _namespace(pid, "net", "network", machine)
+
+
+def _namespace(pid: int | str, kind: str, name: str, machine: Machine) -> int:
+    path = machine.proc_root / str(pid) / "ns" / kind
     try:
         target = str(path.readlink())
     except OSError as error:
-        message = f"the mount namespace of process {pid} cannot be read ({error.strerror}); it needs CAP_SYS_PTRACE"
+        message = f"the {name} namespace of process {pid} cannot be read ({error.strerror}); it needs CAP_SYS_PTRACE"
         raise VerificationError(message) from error
     match = _NAMESPACE.fullmatch(target)
     if match is None:
-        message = f"the mount namespace of process {pid} reads {target!r}, expected mnt:[NUMBER]"
+        message = f"the {name} namespace of process {pid} reads {target!r}, expected {kind}:[NUMBER]"
         raise VerificationError(message)
     return int(match[1])
+
+
+def processes_of(identity: Identity, machine: Machine) -> Iterator[int]:
+    """Give the processes of a workload: its init, and those in its cgroup and below; what cannot be read is left out."""
+    if _init_alive(identity, machine):
+        yield identity.pid
+    if not identity.cgroup_path:
+        return
+    top = machine.cgroup_mount() / identity.cgroup_path.lstrip("/")
+    for directory, _, _ in os.walk(top):
+        with suppress(OSError):
+            for line in (Path(directory) / "cgroup.procs").read_text().split():
+                if line.isdigit() and int(line) != identity.pid:
+                    yield int(line)
 
 
 def _examine(

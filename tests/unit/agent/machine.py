@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 AGENT_NAMESPACE = 4026531840
+AGENT_NETWORK = 4026531992
 RUNTIME = b"\x7fELF a container runtime" * 100
 
 
@@ -67,11 +68,21 @@ class FakeMachine:
             raise OSError(errno.ESRCH, "No such process")
         return os.dup(self.pidfds[pid])
 
-    def process(self, name: str, *, namespace: int, cgroup: str, exe: Path | None = None, start_time: int = 7) -> Path:
+    def process(  # noqa: PLR0913 - what a process is
+        self,
+        name: str,
+        *,
+        namespace: int,
+        cgroup: str,
+        exe: Path | None = None,
+        start_time: int = 7,
+        network: int = AGENT_NETWORK,
+    ) -> Path:
         """Write the files of one process."""
         directory = self.proc / name
         (directory / "ns").mkdir(parents=True)
         (directory / "ns" / "mnt").symlink_to(f"mnt:[{namespace}]")
+        (directory / "ns" / "net").symlink_to(f"net:[{network}]")
         (directory / "cgroup").write_text(f"8:pids:/\n0::{cgroup}\n")
         (directory / "exe").symlink_to(exe or self.runtime)
         (directory / "root").symlink_to("/")
