@@ -14,6 +14,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from hauberk.policy.rules import Verdict
 from tests.host.network.topology import NINE, PORTS, STRANGERS, everybody
 
 if TYPE_CHECKING:
@@ -31,17 +32,34 @@ Group = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A pod as the agent knows it. Its namespace can be another than the one that its name starts with."""
+    """A pod as the agent knows it. Its namespace can be another than the one that its name starts with.
+
+    ``host``: not a pod, but the machine that has its addresses, which host policies cover.
+    """
 
     name: str  # the pod of the topology
     labels: tuple[tuple[str, str], ...]
     namespace: str
+    host: bool = False
 
     @classmethod
     def of(cls, name: str, namespace: str | None = None, **labels: str) -> Workload:
         """Give a pod with the label ``pod`` and others."""
         home, _, pod = name.partition("/")
         return cls(name, tuple(sorted(({"pod": pod} | labels).items())), namespace or home)
+
+
+def hosts(**labels: str) -> tuple[Workload, ...]:
+    """Give the nine as machines with labels of nodes: ``name`` is ``x-a``, ``zone`` is ``x``."""
+    return tuple(
+        Workload(
+            name,
+            tuple(sorted(({"name": name.replace("/", "-"), "zone": name[0]} | labels).items())),
+            "",
+            host=True,
+        )
+        for name in NINE
+    )
 
 
 NINE_WORKLOADS: Final = tuple(Workload.of(name) for name in NINE)
@@ -91,6 +109,7 @@ class State:
     policies: tuple[Document, ...] = ()
     workloads: tuple[Workload, ...] = NINE_WORKLOADS
     stated: tuple[Stated, ...] = ()
+    posture: Verdict = Verdict.DENY
 
     def text(self) -> bytes:
         """Give the policies as a reader gets them. JSON is YAML."""
@@ -128,7 +147,11 @@ def _identity(policy: Document) -> tuple[str, str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One row of the truth table. ``features`` are what a sample has to cover."""
+    """One row of the truth table.
+
+    ``features`` are what a sample has to cover. ``entities`` are networks by the name of an entity, ``names`` the
+    addresses that have been learned of a domain name.
+    """
 
     name: str
     group: Group
@@ -136,6 +159,7 @@ class Case:
     features: frozenset[str] = frozenset()
     attempts: tuple[Attempt, ...] = ()
     entities: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def probes(self, network: Network, state: State) -> list[Probe]:
         """Give the packets to try in a state: between all pods, some from and to strangers, and the case's own."""
