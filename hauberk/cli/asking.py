@@ -17,8 +17,17 @@ from hauberk.errors import FactsError, PolicyError
 from hauberk.policy import annotations as of_annotations
 from hauberk.policy import collection
 from hauberk.policy.annotations import Mode, Settings
-from hauberk.policy.explain import Explainer, Question, QuestionError, as_json, as_text, parse_question, verdict_as_json
-from hauberk.policy.rules import Operation, RuleSet, Section, Verdict, implied_rules
+from hauberk.policy.explain import (
+    Default,
+    Explainer,
+    Question,
+    QuestionError,
+    as_json,
+    as_text,
+    parse_question,
+    verdict_as_json,
+)
+from hauberk.policy.rules import POSTURES, Operation, RuleSet, Verdict, join
 from hauberk.policy.selectors import Scope, WorkloadIdentity
 
 if TYPE_CHECKING:
@@ -28,7 +37,6 @@ if TYPE_CHECKING:
     from hauberk.cli.inputs import Inputs
     from hauberk.policy.collection import NormalPolicy
 
-POSTURES = {"block": Verdict.DENY, "audit": Verdict.AUDIT, "allow": Verdict.ALLOW}
 DEFAULTS = {"deny": Verdict.DENY, "audit": Verdict.AUDIT, "allow": Verdict.ALLOW}
 _OF_OBJECT = {
     "protocol": Operation.SOCKET,
@@ -40,6 +48,16 @@ _OF_OBJECT = {
 }
 """Options that name an object and say the operation with it."""
 _PACKETS = (Operation.RECEIVE, Operation.SEND)
+_PEER_DETAILS = {
+    "port": "",
+    "source_port": "from",
+    "interface": "on",
+    "peer_name": "name",
+    "peer_entity": "entity",
+    "peer_label": "labels",
+    "peer_namespace": "namespace",
+}
+"""Options that say more of a peer, and the words of :mod:`hauberk.policy.objects` for them."""
 _FILES = (Operation.EXECUTE, Operation.MAP, Operation.READ, Operation.WRITE)
 
 
@@ -58,6 +76,9 @@ def explain(arguments: argparse.Namespace) -> int:
     question = None if arguments.questions else _question(arguments)
     _check_batch(arguments)
     subject = workload(arguments)
+    if subject.rule_set is None and question is None:
+        with ExitStack() as stack:
+            return _batch(Default(subject.default, subject.uncovered), arguments.questions, stack)
     if subject.rule_set is None:
         verdict = subject.default.name.lower()
         said = {"verdict": verdict, "reason": subject.uncovered}
@@ -108,11 +129,9 @@ def _within(target: Mapping[str, Any] | None, identity: WorkloadIdentity) -> boo
 def _joined(
     covering: Iterable[NormalPolicy], arguments: argparse.Namespace, given: Inputs, settings: Settings
 ) -> RuleSet:
-    written = tuple(rule for policy in covering for rule in policy.rules)
     posture = POSTURES[arguments.posture or given.posture or "block"]
     postures = tuple((dict(given.postures) | dict(settings.postures)).items())
-    alone = RuleSet(written, posture, postures)
-    return RuleSet((*written, *implied_rules(written, alone.posture_of(Section.PROCESS))), posture, postures)
+    return join((rule for policy in covering for rule in policy.rules), posture, postures)
 
 
 def _identity(arguments: argparse.Namespace) -> tuple[WorkloadIdentity | None, Scope]:
@@ -223,17 +242,22 @@ def _object(arguments: argparse.Namespace) -> tuple[Operation, str]:
 
 def _check_details(arguments: argparse.Namespace, named: str) -> None:
     """Refuse details of another object than the one that is asked about."""
-    for detail, of in (("level", "device"), ("port", "peer"), ("interface", "peer")):
+    for detail, of in (("level", "device"), *((detail, "peer") for detail in _PEER_DETAILS)):
         if getattr(arguments, detail) is not None and named != of:
-            message = f"found --{detail} without --{of}, expected them together. Leave it out, or name the {of}"
+            option = detail.replace("_", "-")
+            message = f"found --{option} without --{of}, expected them together. Leave it out, or name the {of}"
             raise UsageError(message)
 
 
 def _peer(arguments: argparse.Namespace) -> str:
     text: str = arguments.peer
     if arguments.port is not None:
-        text += f" {arguments.port if '/' in arguments.port else 'tcp/' + arguments.port}"
-    return text if arguments.interface is None else f"{text} on {arguments.interface}"
+        text += f" tcp/{arguments.port}" if arguments.port.isdigit() else f" {arguments.port}"
+    for detail, word in _PEER_DETAILS.items():
+        said = getattr(arguments, detail)
+        if word and said is not None:
+            text += f" {word} {said if isinstance(said, str) else ','.join(said)}"
+    return text
 
 
 def _check_batch(arguments: argparse.Namespace) -> None:
@@ -241,7 +265,7 @@ def _check_batch(arguments: argparse.Namespace) -> None:
     if not arguments.questions:
         return
     names = (*_OF_OBJECT, "peer", "path", "operation", "source", "parent", "owner", "uid", "owner_uid", "argument")
-    names = (*names, "terminal", "level", "port", "interface")
+    names = (*names, "terminal", "level", *_PEER_DETAILS)
     found = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name) is not None]
     if found or arguments.beyond_quota:
         message = f"found --questions and {' '.join(found) or '--beyond-quota'}, expected one of them. Put the question"
@@ -270,15 +294,18 @@ def _lines(name: str, stack: ExitStack) -> Iterator[str]:
         raise UsageError(message) from error
 
 
-def _batch(explainer: Explainer, name: str, stack: ExitStack) -> int:
+def _batch(explainer: Explainer | Default, name: str, stack: ExitStack) -> int:
     """Answer questions line by line. The exit code says whether all could be asked, not what was answered."""
     for number, line in enumerate(_lines(name, stack), 1):
         if not line.strip():
             continue
         try:
             answer = explainer.ask(_known(parse_question(line)))
-        except (QuestionError, FactsError) as error:
+        except QuestionError as error:
             message = f"question in line {number}: {error}"
             raise UsageError(message) from error
+        except FactsError as error:
+            message = f"question in line {number}: {error}"
+            raise FactsError(message) from error
         sys.stdout.write(json.dumps(verdict_as_json(answer)) + "\n")
     return 0

@@ -8,13 +8,13 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from hauberk.cli import inputs
-from hauberk.cli.asking import DEFAULTS, POSTURES
+from hauberk.cli.asking import DEFAULTS
 from hauberk.errors import visible
 from hauberk.policy import collection
-from hauberk.policy.answers import rule_as_json, rule_as_text
+from hauberk.policy.answers import WITHOUT_PROGRAM, rule_as_json, rule_as_text
 from hauberk.policy.difference import Side, compare
 from hauberk.policy.objects import PATH_OPERATIONS
-from hauberk.policy.rules import Operation
+from hauberk.policy.rules import POSTURES
 
 if TYPE_CHECKING:
     import argparse
@@ -29,8 +29,6 @@ _EFFECTS = {
     "audited": "becomes audited",
     "unaudited": "is no longer audited",
 }
-_BY_NOBODY = frozenset((Operation.ATTACH, Operation.RECEIVE, Operation.SEND, Operation.PRESET))
-"""Operations whose rules are limited to no executable."""
 _SHOWN = 5
 
 
@@ -110,7 +108,7 @@ _ARE = {
 def _lines(change: Change) -> list[str]:
     question = change.question
     words = [f"{_EFFECTS[change.effect]}: {question.operation.value} {question.object}"]
-    if question.operation not in _BY_NOBODY:
+    if question.operation not in WITHOUT_PROGRAM:
         words.append(f"by {question.source}" if question.source else "by a program that no rule names")
     if question.operation in PATH_OPERATIONS and any(rule.owner_only for rule in change.naming):
         words.append("as its owner" if question.owner else "as another than its owner")

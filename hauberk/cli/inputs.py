@@ -65,17 +65,16 @@ def read(names: Iterable[str]) -> Inputs:
 def _unpacked(name: str, content: bytes) -> Inputs:
     from hauberk.bundle import document  # noqa: PLC0415 - few command lines name a bundle
     from hauberk.policy.annotations import POSTURES as CLASSES  # noqa: PLC0415
-    from hauberk.policy.rules import Section, Verdict  # noqa: PLC0415
+    from hauberk.policy.rules import POSTURES, Section  # noqa: PLC0415
 
     bundle = document.parse(content)
     sections = {name.removeprefix("kubearmor-").removesuffix("-posture"): of for name, of in CLASSES.items()}
     sections["device"] = (Section.DEVICE,)
-    verdicts = {"block": Verdict.DENY, "audit": Verdict.AUDIT, "allow": Verdict.ALLOW}
     return Inputs(
         [(f"{name}:{policy.file}", policy.text.encode()) for policy in bundle.policies],
         bundle.default.value,
         bundle.posture.value,
-        tuple((section, verdicts[posture.value]) for of, posture in bundle.terms.postures for section in sections[of]),
+        tuple((section, POSTURES[posture.value]) for of, posture in bundle.terms.postures for section in sections[of]),
         None if bundle.terms.target is None else bundle.terms.target.as_json(),
     )
 

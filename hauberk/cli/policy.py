@@ -19,7 +19,7 @@ OPERATIONS = (
     "send",
 )  # fmt: skip
 """What can be asked: the values of :class:`hauberk.policy.rules.Operation`."""
-ENGINES = ("bpf_lsm",)
+ENGINES = ("bpf_lsm", "nftables")
 POSTURES = ("block", "audit", "allow")
 
 
@@ -90,8 +90,21 @@ def _add_question(explain: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--level", type=int, metavar="N", help="ports between the device and the host, 1 for a root port")
     what.add_argument("--peer", metavar="ADDRESS", help="the other end of packets; with --operation receive or send")
-    what.add_argument("--port", metavar="[PROTO/]N", help="destination port of packets; tcp unless it says otherwise")
+    what.add_argument(
+        "--port", metavar="[PROTO/]N", help="destination port of packets: 443, udp/53; or icmp/TYPE, icmpv6/TYPE, vrrp"
+    )
+    what.add_argument("--source-port", metavar="N", help="source port of packets, for those that no policy is about")
     what.add_argument("--interface", metavar="NAME", help="network interface of packets")
+    what.add_argument(
+        "--peer-name", action="append", metavar="NAME", help="domain name that the peer was found by; repeatable"
+    )
+    what.add_argument(
+        "--peer-entity", action="append", metavar="WORD", help="what the peer is to the machine: world; repeatable"
+    )
+    what.add_argument(
+        "--peer-label", action="append", metavar="K=V", help="label of the peer, a workload of the machine; repeatable"
+    )
+    what.add_argument("--peer-namespace", metavar="NS", help="namespace of the peer, a workload of the machine")
     who = explain.add_argument_group("who acts, and how")
     who.add_argument("--source", metavar="EXE", help="executable that acts; default: one that no rule names")
     who.add_argument(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hauberk.cli import asking, inputs
 from hauberk.policy import coverage
 from hauberk.policy.answers import rule_as_json
-from hauberk.policy.rules import RuleSet, Section, implied_rules
+from hauberk.policy.rules import PACKET_SECTIONS, POSTURES, RuleSet, Section, join
 from hauberk.policy.selectors import Scope
 
 if TYPE_CHECKING:
@@ -25,11 +25,14 @@ def render(arguments: argparse.Namespace) -> int:
         return 1
     written = subject.rule_set
     of_author = [rule for rule in written.rules if not rule.implied]
-    held = coverage.in_force(of_author) if subject.scope is Scope.CONTAINER else ()
-    alone = RuleSet(held, written.posture, written.postures)
+    of_packets = arguments.engine == coverage.NFTABLES
+    if of_packets:
+        held = coverage.packets_in_force(of_author)
+    else:
+        held = coverage.in_force(of_author) if subject.scope is Scope.CONTAINER else ()
     # what follows from rules that are not held is not held either, as in the agent
-    implied = implied_rules(held, alone.posture_of(Section.PROCESS)) if held else ()
-    rule_set = RuleSet((*held, *implied), written.posture, written.postures)
+    implying = join if held and not of_packets else RuleSet
+    rule_set = implying(held, written.posture, written.postures)
     if arguments.rootfs is not None:
         from hauberk.policy.resolution import RootResolver, expand  # noqa: PLC0415 - only where a root is named
 
@@ -42,13 +45,15 @@ def render(arguments: argparse.Namespace) -> int:
     shown = {
         "engine": arguments.engine,
         "scope": subject.scope.value,
-        "posture": _posture(rule_set),
+        "posture": _posture(rule_set, PACKET_SECTIONS if of_packets else coverage.ENFORCED_SECTIONS),
         "allowLists": [section.value for section in Section if rule_set.is_allow_list(section)],
         "privilegedSources": sorted(rule_set.privileged_sources()),
         "rules": [rule_as_json(rule) for rule in rule_set.rules],
         "refused": refused,
-        "table": _table_sizes(rule_set) if rule_set.rules else None,
+        "table": _table_sizes(rule_set) if rule_set.rules and not of_packets else None,
     }
+    if not any(coverage.enforced(rule, subject.scope) for rule in of_author):
+        shown["note"] = coverage.BY_DEFAULT
     inputs.write(json.dumps(shown, indent=2))
     return 0
 
@@ -64,9 +69,9 @@ def _place(refusal: coverage.Unenforced) -> dict[str, Any]:
     }
 
 
-def _posture(rule_set: RuleSet) -> dict[str, str]:
-    words = {verdict: word for word, verdict in asking.POSTURES.items()}
-    return {section.value: words[rule_set.posture_of(section)] for section in sorted(coverage.ENFORCED_SECTIONS)}
+def _posture(rule_set: RuleSet, sections: frozenset[Section]) -> dict[str, str]:
+    words = {verdict: word for word, verdict in POSTURES.items()}
+    return {section.value: words[rule_set.posture_of(section)] for section in sorted(sections)}
 
 
 def _table_sizes(rule_set: RuleSet) -> dict[str, int] | None:

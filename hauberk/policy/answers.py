@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hauberk.policy.explain import Answer, Question
 
 _SHOWN_CHARACTERS = 80
-_WITHOUT_PROGRAM = frozenset({Operation.PRESET, Operation.ATTACH, Operation.RECEIVE, Operation.SEND})
+WITHOUT_PROGRAM = frozenset({Operation.PRESET, Operation.ATTACH, Operation.RECEIVE, Operation.SEND})
 """Operations whose rules name no programs."""
 
 
@@ -51,7 +51,8 @@ def rule_as_json(rule: Rule) -> dict[str, Any]:
         "implied": rule.implied,
     }
     result |= {name: value for name, value in optional.items() if value}
-    return result if rule.terminal is None else result | {"pts": rule.terminal}
+    conditions = {"pts": rule.terminal, "defaultDeny": rule.default_deny}
+    return result | {name: value for name, value in conditions.items() if value is not None}
 
 
 def _match_as_json(rule: Rule) -> dict[str, Any]:
@@ -60,11 +61,15 @@ def _match_as_json(rule: Rule) -> dict[str, Any]:
         case DeviceMatch(device_class, subclass, protocol, level):
             values = {"class": device_class, "subClass": subclass, "protocol": protocol, "level": level}
             return {name: value for name, value in values.items() if value is not None} or {"class": "ALL"}
-        case PeerMatch(cidrs, interfaces, ports, quota):
+        case PeerMatch(cidrs, interfaces, ports, quota, exceptions, icmp, groups, nothing):
             values = {
+                "nothing": nothing,
                 "cidrs": list(cidrs),
+                "except": list(exceptions),
+                "groups": [{"kind": group.kind, "value": group.value} for group in groups],
                 "iface": list(interfaces),
                 "ports": [{"port": first, "endPort": last, "protocol": name} for first, last, name in ports],
+                "icmp": [{"family": f"IPv{family}", "type": kind} for family, kind in icmp],
                 "quota": quota and dict(zip(("bytes", "seconds", "level"), quota, strict=True)),
             }
             return {name: value for name, value in values.items() if value}
@@ -91,6 +96,8 @@ def rule_as_text(rule: Rule) -> str:
         words.append("allowedArgs " + ", ".join(rule.allowed_arguments))
     if rule.terminal is not None:
         words.append(f"pts {str(rule.terminal).lower()}")
+    if rule.default_deny is not None:
+        words.append("with default deny" if rule.default_deny else "without default deny")
     if rule.sourced:
         words.append("fromSource " + ", ".join((*rule.sources, *(name for name, _ in rule.source_directories))))
     origin = rule.origin
@@ -143,7 +150,7 @@ def as_text(answer: Answer) -> str:
     asked_object = seen.object if seen.object == asked.object else f"{asked.object} (the kernel sees {seen.object})"
     source = seen.source if seen.source == asked.source else f"{asked.source} (the kernel sees {seen.source})"
     first = f"{asked.operation.value} {asked_object}"
-    if source or asked.operation not in _WITHOUT_PROGRAM:
+    if source or asked.operation not in WITHOUT_PROGRAM:
         first += f" by {source}" if source else " by a program that no rule names"
     if asked.operation in PATH_OPERATIONS:
         first += ", its owner" if seen.owner else ", not its owner"

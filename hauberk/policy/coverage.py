@@ -13,6 +13,11 @@ cannot see (a program's arguments, its terminal): there :func:`in_force` gives t
 then refuses what it names, and its section stays an allow-list; a Block rule refuses on both sides of its conditions;
 an Audit rule, which lets pass what a wider rule may refuse, is left out.
 
+Groups of peers are the like for packets. Their members are never known for certain to be all: the addresses of a name
+are those that this machine was answered, the workloads those of this machine. So a group only ever adds to what an
+Allow rule allows. A Block rule that names one refuses every peer instead, an Audit rule is held without it
+(:func:`without`).
+
 An engine that learns to hold more changes this module; a further section, also ``GRANTING_SECTIONS`` of the rules.
 """
 
@@ -22,13 +27,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from hauberk.policy.documents import printable
-from hauberk.policy.rules import Action, Section
+from hauberk.policy.rules import PACKET_SECTIONS, PATH_SECTIONS, Action, PeerMatch, Section
 from hauberk.policy.selectors import Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
-    from hauberk.policy.rules import Origin, Rule
+    from hauberk.policy.rules import Origin, PeerGroup, Rule
 
 ENGINE: Final = "bpf_lsm"
 """The engine for rules about paths."""
@@ -36,11 +41,17 @@ NFTABLES: Final = "nftables"
 """The engine for rules about packets."""
 EVERY_ENGINE: Final = frozenset({ENGINE, NFTABLES})
 
-ENFORCED_SECTIONS: Final = frozenset({Section.PROCESS, Section.FILE})
-"""The sections whose rules ``bpf_lsm`` is given; each is an allow-list or deny list of its own."""
-PACKET_SECTIONS: Final = frozenset({Section.INGRESS, Section.EGRESS})
-"""The sections whose rules ``nftables`` is given; as above."""
+ENFORCED_SECTIONS: Final = PATH_SECTIONS
+"""The sections whose rules ``bpf_lsm`` is given; ``nftables`` is given those in ``PACKET_SECTIONS``."""
 
+BY_DEFAULT: Final = "no engine enforces any rule of these policies: on a machine the bundle's default decides"
+"""What holds where no rule is :func:`enforced`."""
+
+_INCOMPLETE: Final = {
+    "name": "the addresses of a domain name are learned from answers and never known to be all",
+    "workloads": "the workloads that a selector means are known on this machine alone",
+}
+"""Kinds of groups of which only an Allow rule may speak, and why."""
 _SHOWN_CHARACTERS: Final = 80
 
 
@@ -72,7 +83,7 @@ def unenforced(rule: Rule, scope: Scope, engines: frozenset[str] = EVERY_ENGINE)
         f"the engine {engine}, which enforces {rule.section.value}, is not there" if engine not in engines else None
     )
     if rule.section in PACKET_SECTIONS:
-        return absent
+        return absent or _of_packets(rule)
     if scope is not Scope.CONTAINER:
         return "no engine enforces policies for the host yet, only those for containers and those about packets"
     if rule.section not in ENFORCED_SECTIONS:
@@ -83,6 +94,22 @@ def unenforced(rule: Rule, scope: Scope, engines: frozenset[str] = EVERY_ENGINE)
     if absent is None and rule.terminal is False:
         return "no engine looks at whether there is a terminal (pts: false) yet"
     return absent
+
+
+def enforced(rule: Rule, scope: Scope) -> bool:
+    """Whether the rule's section is one that an engine enforces for ``scope``, even if not all that the rule says."""
+    return rule.section in PACKET_SECTIONS or (scope is Scope.CONTAINER and rule.section in ENFORCED_SECTIONS)
+
+
+def _of_packets(rule: Rule) -> str | None:
+    if rule.action is Action.ALLOW or not isinstance(rule.match, PeerMatch):
+        return None
+    known = next((why for group in rule.match.groups if (why := _INCOMPLETE.get(group.kind))), None)
+    if known is not None:
+        return f"{known}, so only an Allow rule may name such peers"
+    if "lo" in rule.match.interfaces:
+        return "no network policy is about the loopback interface"
+    return None
 
 
 def report(rules: Iterable[Rule], scope: Scope, engines: frozenset[str] = EVERY_ENGINE) -> tuple[Unenforced, ...]:
@@ -100,8 +127,34 @@ def in_force(rules: Iterable[Rule]) -> tuple[Rule, ...]:
 
 
 def packets_in_force(rules: Iterable[Rule]) -> tuple[Rule, ...]:
-    """Give what ``nftables`` is to hold of rules, for containers or for the host."""
-    return tuple(rule for rule in rules if rule.section in PACKET_SECTIONS)
+    """Give what ``nftables`` is to hold of rules, for containers or for the host: none grants more than is written.
+
+    Entities are left to the agent, which knows what its configuration tells of them.
+    """
+    return tuple(_held_of_packets(rule) for rule in rules if rule.section in PACKET_SECTIONS)
+
+
+def _held_of_packets(rule: Rule) -> Rule:
+    if rule.action is Action.ALLOW or not isinstance(rule.match, PeerMatch):
+        return rule
+    return without(rule, [group for group in rule.match.groups if group.kind in _INCOMPLETE])
+
+
+def without(rule: Rule, groups: Collection[PeerGroup]) -> Rule:
+    """Give a rule about packets as it is to be held where the members of these groups of its are not known.
+
+    A Block rule then refuses every peer; of an Allow or Audit rule the rest is left, be it no packet at all.
+    """
+    if not isinstance(rule.match, PeerMatch) or not any(group in groups for group in rule.match.groups):
+        return rule
+    if rule.action is Action.BLOCK:
+        match = replace(rule.match, cidrs=(), exceptions=(), groups=())
+        return replace(
+            rule, match=match, message=rule.message or "not all it names can be known: every peer is refused"
+        )
+    known = tuple(group for group in rule.match.groups if group not in groups)
+    nothing = rule.match.nothing or not (known or rule.match.cidrs)
+    return replace(rule, match=replace(rule.match, groups=known, nothing=nothing))
 
 
 def strictest(rules: Iterable[Rule]) -> tuple[Rule, ...]:
@@ -125,6 +178,8 @@ def _held(rule: Rule) -> tuple[Rule, ...]:
 
 
 def _instead(rule: Rule, scope: Scope, engines: frozenset[str]) -> str:
+    if rule.section in PACKET_SECTIONS and NFTABLES in engines:
+        return _instead_of_packets(rule)
     if scope is not Scope.CONTAINER or rule.section not in ENFORCED_SECTIONS or ENGINE not in engines:
         return "it has no effect"
     if rule.action is Action.ALLOW:
@@ -132,6 +187,13 @@ def _instead(rule: Rule, scope: Scope, engines: frozenset[str]) -> str:
     if rule.action is Action.AUDIT:
         return "it is left out: what it is about is neither let pass nor told of by it"
     return "it refuses on either side of its conditions"
+
+
+def _instead_of_packets(rule: Rule) -> str:
+    named = isinstance(rule.match, PeerMatch) and any(group.kind in _INCOMPLETE for group in rule.match.groups)
+    if not named:
+        return "it has no effect there"
+    return "it refuses every peer" if rule.action is Action.BLOCK else "it does not tell of them and lets none pass"
 
 
 def said(rule: Rule) -> str:

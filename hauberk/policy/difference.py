@@ -32,14 +32,13 @@ import itertools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from hauberk.policy import normalise, objects
-from hauberk.policy.explain import Answer, Explainer, Question
+from hauberk.policy import objects
+from hauberk.policy.explain import Answer, Default, Explainer, Question
 from hauberk.policy.index import RuleIndex
 from hauberk.policy.path_classes import PathObject, path_classes
 from hauberk.policy.rules import (
     PATH_KINDS,
     SECTION_OF,
-    Decision,
     ObjectKind,
     Operation,
     Origin,
@@ -47,6 +46,7 @@ from hauberk.policy.rules import (
     RuleSet,
     Section,
     Verdict,
+    join,
 )
 from hauberk.policy.witnesses import texts
 from hauberk.policy.workload_classes import Subject, workload_classes
@@ -136,7 +136,7 @@ def _rule_set(side: Side, policies: Sequence[NormalPolicy]) -> RuleSet | Verdict
     """Give the rules of a workload, or the default's verdict where no policy covers it."""
     if not policies:
         return side.default
-    return normalise.join((rule for policy in policies for rule in policy.rules), side.posture, side.postures)
+    return join((rule for policy in policies for rule in policy.rules), side.posture, side.postures)
 
 
 def _merge(
@@ -160,17 +160,6 @@ def _essence_of_policy(policy: NormalPolicy) -> object:
     return (policy.namespace, policy.selector, rules)
 
 
-class _Default:
-    """Answers for workloads that no policy covers."""
-
-    def __init__(self, verdict: Verdict) -> None:
-        self._decision = Decision(verdict, None, UNCOVERED)
-        self.rule_set = RuleSet(())
-
-    def ask(self, question: Question) -> Answer:
-        return Answer(question, question, self._decision)
-
-
 def _differences(old: RuleSet | Verdict, new: RuleSet | Verdict) -> Iterator[Change]:
     """Ask two rule sets (or defaults) everything that tells them apart."""
     sides = (_answering(old), _answering(new))
@@ -189,8 +178,8 @@ def _differences(old: RuleSet | Verdict, new: RuleSet | Verdict) -> Iterator[Cha
             yield from changes
 
 
-def _answering(side: RuleSet | Verdict) -> Explainer | _Default:
-    return Explainer(side) if isinstance(side, RuleSet) else _Default(side)
+def _answering(side: RuleSet | Verdict) -> Explainer | Default:
+    return Explainer(side) if isinstance(side, RuleSet) else Default(side, UNCOVERED)
 
 
 def _outcome(answer: Answer) -> Outcome:

@@ -16,30 +16,43 @@ from typing import TYPE_CHECKING
 from hauberk.policy import objects
 from hauberk.policy.annotations import Mode
 from hauberk.policy.answers import as_json, as_text, rule_as_json, rule_as_text, verdict_as_json
-from hauberk.policy.coverage import ENFORCED_SECTIONS, strictest, unenforced
+from hauberk.policy.coverage import (
+    BY_DEFAULT,
+    ENFORCED_SECTIONS,
+    enforced,
+    packets_in_force,
+    strictest,
+    unenforced,
+)
 from hauberk.policy.index import RuleIndex
 from hauberk.policy.objects import PATH_OPERATIONS, QuestionError
 from hauberk.policy.rules import (
+    NOTHING_KNOWN,
+    PACKET_SECTIONS,
     SECTION_OF,
     Action,
     Circumstances,
     Decision,
     Operation,
     Peer,
+    PeerMatch,
     RuleSet,
     Verdict,
     decide,
+    join,
 )
 from hauberk.policy.selectors import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from hauberk.policy.exemptions import Exemption
     from hauberk.policy.objects import Object
     from hauberk.policy.rules import Rule
 
 __all__ = [
     "Answer",
+    "Default",
     "Explainer",
     "Question",
     "QuestionError",
@@ -51,6 +64,12 @@ __all__ = [
     "verdict_as_json",
 ]
 
+_GROUPS = {
+    "name": "by which domain name the peer was found",
+    "entity": "what the peer is to the machine",
+    "workloads": "whether the peer is a workload of this machine",
+}
+"""What a question can say of a peer, by the kind of group that asks for it."""
 _MAXIMUM_UID = 2**32 - 2  # the last one means "none" to the kernel
 
 
@@ -107,21 +126,38 @@ class Answer:
         return self.decision.verdict is not Verdict.DENY
 
 
+class Default:
+    """Answers for workloads that no policy covers."""
+
+    def __init__(self, verdict: Verdict, reason: str) -> None:
+        """Take what the default says, and why it decides."""
+        self._decision = Decision(verdict, None, reason)
+        self.rule_set = RuleSet(())
+
+    def ask(self, question: Question) -> Answer:
+        """Answer one question."""
+        return Answer(question, question, self._decision)
+
+
 class Explainer:
     """Answers questions about one rule set. Make one for many questions: it indexes the rules once."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what decides beside the rules, each with its default
         self,
         rule_set: RuleSet,
         resolve: Callable[[str], tuple[str, ...]] | None = None,
         owner_of: Callable[[str], int | None] | None = None,
         mode: Mode = Mode.ENABLED,
         scope: Scope = Scope.CONTAINER,
+        *,
+        exemptions: tuple[Exemption, ...] | None = None,
     ) -> None:
         """Take a rule set (expanded, if ``resolve`` is given) and how to resolve the paths of questions.
 
         ``owner_of`` gives the uid of the owner of a resolved path, None where there is nothing yet. ``mode`` is what
         annotations make of decisions, ``scope`` what the rules are for, which decides what an engine enforces of them.
+        ``exemptions`` are the packets that no policy is about; by default those of the machine, or of a container that
+        shares a network namespace.
         """
         self.rule_set = rule_set
         self._resolve = resolve
@@ -129,7 +165,10 @@ class Explainer:
         self._mode = mode
         self._scope = scope
         self._index = RuleIndex(rule_set.rules)
-        self._held: RuleSet | None = None
+        self._exemptions = exemptions
+        self._engines: dict[bool, tuple[str | None, RuleSet, RuleIndex]] = {}
+        written = [rule for rule in rule_set.rules if not rule.implied]
+        self._without_engine = bool(written) and not any(enforced(rule, scope) for rule in written)
 
     def ask(self, question: Question) -> Answer:
         """Answer one question. Raises :class:`hauberk.errors.FactsError` where a path cannot be looked at."""
@@ -143,42 +182,96 @@ class Explainer:
             decision = max(
                 (
                     decide(self.rule_set, matching, seen.operation, source=seen.source, owner=seen.owner, known=known)
-                    for known in _circumstances(seen, asked, matching)
+                    for known in _circumstances(seen, self._known(asked), matching)
                 ),
                 key=lambda possible: possible.verdict,
             )
-            held = self._held_otherwise(seen, matching, decision)
+            held = self._as_held(seen, asked, decision)
         notes = (*_notes(seen, decision), *(held or self._unenforced(seen, decision)))
+        if isinstance(asked, Peer):
+            notes = (*notes, *self._about_peer(seen, asked, decision))
         return Answer(question, seen, self._mode.apply(decision), notes)
 
-    def _held_otherwise(self, seen: Question, matching: tuple[Rule, ...], decision: Decision) -> tuple[str, ...]:
+    def _as_held(self, seen: Question, asked: Object, decision: Decision) -> tuple[str, ...]:
         """Say so where the engine, which is given the strictest reading of rules, answers otherwise than they do."""
-        section = SECTION_OF[seen.operation]
-        if self._scope is not Scope.CONTAINER or section not in ENFORCED_SECTIONS:
+        packets = SECTION_OF[seen.operation] in PACKET_SECTIONS
+        if not packets and (self._scope is not Scope.CONTAINER or seen.operation not in PATH_OPERATIONS):
             return ()
-        deciding = ENFORCED_SECTIONS if seen.operation is Operation.MAP else {section}  # mapping asks about writing too
-        about = (rule for rule in matching if rule.section in deciding)
-        reason = next((why for rule in about if (why := unenforced(rule, self._scope))), None)
+        reason, rule_set, index = self._held(packets=packets)
         if reason is None:
             return ()
-        if self._held is None:
-            self._held = replace(self.rule_set, rules=strictest(self.rule_set.rules))
-        held = decide(self._held, strictest(matching), seen.operation, source=seen.source, owner=seen.owner).verdict
+        known = replace(self._known(asked), beyond_quota=seen.beyond_quota)
+        matching = index.matching_object(asked)
+        held = decide(rule_set, matching, seen.operation, source=seen.source, owner=seen.owner, known=known).verdict
         if held is decision.verdict:
             return ()
         return (f"{reason}: the answer is what the policy says, and {held.name.lower()} is what the engine does",)
+
+    def _held(self, *, packets: bool) -> tuple[str | None, RuleSet, RuleIndex]:
+        """Give what an engine holds of the rules, and why it is not all that is written; None: it is."""
+        if packets not in self._engines:
+            sections = PACKET_SECTIONS if packets else ENFORCED_SECTIONS
+            written = [rule for rule in self.rule_set.rules if rule.section in sections and not rule.implied]
+            reason = next((why for rule in written if (why := unenforced(rule, self._scope))), None)
+            rule_set = self.rule_set
+            if reason is not None:
+                held = packets_in_force(written) if packets else strictest(written)
+                # what follows from rules follows from what is held of them
+                rule_set = join(held, self.rule_set.posture, self.rule_set.postures)
+                if self._resolve is not None:
+                    from hauberk.policy.resolution import expand  # noqa: PLC0415 - only where a root is named
+
+                    rule_set = expand(rule_set, self._resolve)
+            self._engines[packets] = (reason, rule_set, self._index if reason is None else RuleIndex(rule_set.rules))
+        return self._engines[packets]
 
     def _unenforced(self, seen: Question, decision: Decision) -> Iterator[str]:
         """Say so where the answer rests on a rule, or on an allow-list, that no engine enforces as it is written."""
         section = SECTION_OF[seen.operation]
         rule = decision.rule
         if rule is None and self.rule_set.is_allow_list(section):
-            written = (one for one in self.rule_set.rules if one.section is section and not one.implied)
-            one = next(one for one in written if one.action is Action.ALLOW)
-            rule = replace(one, allowed_arguments=(), terminal=None)  # its conditions do not matter to the list
+            one = next(one for one in self.rule_set.rules if one.section is section and one.makes_allow_list)
+            # its conditions do not matter to the list
+            rule = replace(one, action=Action.ALLOW, allowed_arguments=(), terminal=None)
         reason = None if rule is None else unenforced(rule, self._scope)
         if reason is not None:
             yield f"{reason}: the answer is what the policy says"
+        if self._without_engine:
+            yield BY_DEFAULT
+
+    def _known(self, asked: Object) -> Circumstances:
+        """Give what is known by the object and the workload."""
+        if not isinstance(asked, Peer):
+            return NOTHING_KNOWN
+        if self._exemptions is None:
+            from hauberk.policy import exemptions  # noqa: PLC0415 - few questions are about packets
+
+            of_host = self._scope is Scope.HOST
+            self._exemptions = exemptions.holding(whole=of_host, machine=of_host)
+        return Circumstances(peer=asked, exemptions=self._exemptions)
+
+    def _about_peer(self, seen: Question, peer: Peer, decision: Decision) -> Iterator[str]:
+        """Say what of a peer decided that is known at run time only, and what would matter if it were said."""
+        from hauberk.policy import exemptions, peers  # noqa: PLC0415 - few questions are about packets
+
+        section = SECTION_OF[seen.operation]
+        matches = [rule.match for rule in self.rule_set.rules if rule.section is section]
+        of_groups = [match for match in matches if isinstance(match, PeerMatch) and match.groups]
+        rule = decision.rule
+        if rule is not None and isinstance(rule.match, PeerMatch):
+            groups = [str(group) for group in rule.match.groups if peers.belongs(group, peer)]
+            if groups and not peers.matches(replace(rule.match, groups=(), nothing=not rule.match.cidrs), peer):
+                yield f"the rule names its peers as {', '.join(groups)}: the agent finds their addresses at run time"
+        said = {"name": bool(peer.names), "entity": bool(peer.entities), "workloads": peer.labels is not None}
+        anybody = (replace(match, cidrs=(), exceptions=(), groups=()) for match in of_groups)
+        asking = [match for match, other in zip(of_groups, anybody, strict=True) if peers.matches(other, peer)]
+        for kind, what in _GROUPS.items():
+            if not said[kind] and any(group.kind == kind for match in asking for group in match.groups):
+                yield f"the question does not say {what}: rules that name such peers are taken as not about it"
+        if self._scope is Scope.CONTAINER:
+            missed = exemptions.exempting(peer, section, exemptions.DISCOVERY)
+            if missed is not None and exemptions.exempting(peer, section, self._exemptions) is None:
+                yield f"in a network namespace of its own it passes before any rule: {missed.reason}"
 
     def _seen(self, question: Question) -> Question:
         """Give the question with its paths resolved and its owner established."""
@@ -205,16 +298,15 @@ def _resolved_object(question: Question, resolve: Callable[[str], tuple[str, ...
     return question.object
 
 
-def _circumstances(seen: Question, asked: Object, matching: tuple[Rule, ...]) -> Iterator[Circumstances]:
+def _circumstances(seen: Question, known: Circumstances, matching: tuple[Rule, ...]) -> Iterator[Circumstances]:
     """Give what may be the case: what the question says, and where it says nothing each side of rules' conditions."""
     unsaid = seen.terminal is None and any(rule.terminal is not None for rule in matching)
     terminals = (True, False) if unsaid else (seen.terminal,)
     listed = dict.fromkeys(rule.allowed_arguments for rule in matching if rule.allowed_arguments)
     arguments = (None, *listed) if seen.arguments is None else (seen.arguments,)
-    peer = asked if isinstance(asked, Peer) else None
     for terminal in terminals:
         for some in arguments:
-            yield Circumstances(some, terminal, seen.beyond_quota, peer)
+            yield replace(known, arguments=some, terminal=terminal, beyond_quota=seen.beyond_quota)
 
 
 def _notes(seen: Question, decision: Decision) -> list[str]:
@@ -242,7 +334,8 @@ def _notes(seen: Question, decision: Decision) -> list[str]:
 def parse_question(line: str) -> Question:
     """Read a question from JSON.
 
-    An object with ``operation`` and ``object`` (for files also ``path``), if wanted also ``source``, ``parent``,
+    An object with ``operation`` and ``object`` (for files also ``path``; a peer may be an object of its own, see
+    :data:`hauberk.policy.objects.PEER_FIELDS`), if wanted also ``source``, ``parent``,
     ``owner`` (default true) or ``uid`` and ``ownerUid``, ``arguments``, ``terminal``, ``beyondQuota``. Raises
     :class:`QuestionError`.
     """
@@ -261,11 +354,14 @@ def parse_question(line: str) -> Question:
         problem = f"{wrong} as {_FIELDS[wrong][1]}"
     elif "path" in value and value["operation"] not in PATH_OPERATIONS:
         problem = f"object in place of path for the operation {value['operation']}"
+    elif isinstance(value.get("object"), dict) and SECTION_OF[Operation(value["operation"])] not in PACKET_SECTIONS:
+        problem = f"object as {_TEXT}"
     else:
         arguments = value.get("arguments")
+        asked = value["path"] if "path" in value else value["object"]
         return Question(
             Operation(value["operation"]),
-            value["path"] if "path" in value else value["object"],
+            objects.peer_from_json(asked) if isinstance(asked, dict) else asked,
             value.get("source"),
             value.get("owner", True),
             value.get("parent"),
@@ -283,7 +379,7 @@ _NOTHING = type(None)
 _TEXT, _FLAG, _NUMBER = "text", "true or false", "a whole number"
 _FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
     "operation": ((str,), _TEXT),
-    "object": ((str,), _TEXT),
+    "object": ((str, dict), _TEXT),
     "path": ((str,), _TEXT),
     "source": ((str, _NOTHING), _TEXT),
     "parent": ((str, _NOTHING), _TEXT),

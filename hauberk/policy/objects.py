@@ -15,20 +15,24 @@ operation      text
 ``syscall``    a name, and the path it is about where there is one: ``unlink /etc/passwd``
 ``preset``     ``filelessExec``
 ``attach``     ``MASS-STORAGE``, ``8/6/80`` (class, subclass, protocol), at level 2 ``8/6/80@2``
-``receive``,   an address, the destination port where there is one, the interface:
-``send``       ``10.0.0.1 tcp/443 on eth0``
+``receive``,   an address; what the packet is: ``tcp/443`` (its destination port), ``icmp/8``,
+``send``       ``vrrp``; and what is known: ``on eth0``, ``from 68`` (its source port),
+               ``name www.example.com``, ``entity world``, ``labels app=web,tier=front``,
+               ``namespace shop``; several with commas between them
 =============  ==================================================================================
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from hauberk.errors import HauberkError
 from hauberk.policy import vocabulary
 from hauberk.policy.rules import (
+    DEFAULT_NAMESPACE,
     OPERATIONS_OF,
     PATH_SECTIONS,
     SOCKET_RANKS,
@@ -41,7 +45,7 @@ from hauberk.policy.rules import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from hauberk.policy.rules import Rule
 
@@ -261,18 +265,161 @@ def _number(text: str) -> int:
     return number
 
 
+_PEER = (
+    "a peer such as 10.0.0.1, '10.0.0.1 tcp/443 on eth0', 'fd00::1 icmpv6/128' or '192.0.2.1 tcp/443 name a.example'"
+)
+_HOW_PEER: Final = (
+    "Write ADDRESS, PROTOCOL/PORT or icmp/TYPE, and what else is known: on INTERFACE, from PORT, name NAME,…, "
+    "entity ENTITY,…, labels KEY=VALUE,…, namespace NAMESPACE"
+)
+_WITH_PORTS: Final = frozenset({"tcp", "udp", "sctp"})
+_LAST_PORT: Final = 65535
+_PARTS: Final = {
+    "on": r"\S+",
+    "from": r"[0-9]{1,5}",
+    "name": r"[^\s,]+(,[^\s,]+)*",
+    "entity": r"[^\s,]+(,[^\s,]+)*",
+    "labels": r"[^\s,=]+=[^\s,]*(,[^\s,=]+=[^\s,]*)*",
+    "namespace": r"[A-Za-z0-9][-A-Za-z0-9_.]*",
+}
+"""What can be said of a peer behind its address, and how each is written."""
+
+
 def _peer(text: str) -> Peer:
+    words = text.split()
+    protocol, number = "", None
+    try:
+        family, address = _address(words[0])
+        if words[1:] and words[1].lower() not in _PARTS:
+            protocol, number = _protocol(words.pop(1).lower(), family)
+        parts = _parts(words[1:])
+        source_port = _bounded(parts["from"], _LAST_PORT) if "from" in parts else None
+        entities = tuple(_word(one, one, _SAID_ENTITIES).word for one in _listed(parts, "entity"))
+    except (ValueError, KeyError, IndexError) as error:
+        raise _refuse(text, _PEER, _HOW_PEER) from error
+    labels = tuple(sorted(dict(_pair(one) for one in _listed(parts, "labels")).items()))
+    return Peer(
+        address,
+        protocol,
+        number if protocol in _WITH_PORTS else None,
+        parts.get("on", ""),
+        None if protocol in _WITH_PORTS else number,
+        tuple(_name(one).name for one in _listed(parts, "name")),
+        entities,
+        labels if parts.keys() & {"labels", "namespace"} else None,
+        parts.get("namespace", ""),
+        source_port,
+    )
+
+
+def _parts(words: list[str]) -> dict[str, str]:
+    """Read what is said behind the address, each once. Raises ValueError and KeyError."""
+    parts: dict[str, str] = {}
+    for word, value in itertools.zip_longest(words[::2], words[1::2], fillvalue=""):
+        key = word.lower()
+        if key in parts or not re.fullmatch(_PARTS[key], value):
+            raise ValueError(word)
+        parts[key] = value
+    return parts
+
+
+_SAID_ENTITIES: Final = tuple(word for word in vocabulary.ENTITIES if word not in {"all", "none"})
+"""What a peer can be to this machine; every one is among all, and none among none."""
+
+
+def _listed(parts: Mapping[str, str], key: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(parts[key].split(","))) if key in parts else ()
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, _, value = text.partition("=")
+    return key, value
+
+
+def _address(text: str) -> tuple[int, str]:
     import ipaddress  # noqa: PLC0415 - few questions are about packets
 
-    found = re.fullmatch(r"(\S+)(?: +(tcp|udp|sctp)/([0-9]{1,5}))?(?: +on +(\S+))?", text.strip(), re.IGNORECASE)
-    expected = "a peer such as 10.0.0.1, '10.0.0.1 tcp/443' or '10.0.0.1 tcp/443 on eth0'"
-    if found is None or (found[3] and not 1 <= int(found[3]) <= 65535):  # noqa: PLR2004 - the largest port
-        raise _refuse(text, expected, "Write ADDRESS PROTOCOL/PORT on INTERFACE")
-    try:
-        address = str(ipaddress.ip_address(found[1]))
-    except ValueError as error:
-        raise _refuse(text, expected, "Write the address as a number") from error
-    return Peer(address, (found[2] or "").lower(), int(found[3]) if found[3] else None, found[4] or "")
+    if "%" in text:
+        raise ValueError(text)
+    address = ipaddress.ip_address(text)
+    mapped = isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None
+    return 4 if mapped else address.version, str(address)
+
+
+def _protocol(text: str, family: int) -> tuple[str, int | None]:
+    """Read ``tcp/443``, ``icmp/8``, ``vrrp`` or the number of a protocol. Raises ValueError."""
+    name, slash, number = text.partition("/")
+    icmp = {"icmp": 4, "icmpv6": 6}
+    known = (*_WITH_PORTS, *icmp, *map(str.lower, vocabulary.PORTLESS_PROTOCOLS))
+    if name not in known:
+        _bounded(name, _BYTE)
+    if icmp.get(name, family) != family or (slash and name not in _WITH_PORTS | icmp.keys()):
+        raise ValueError(text)
+    return name, _bounded(number, _LAST_PORT if name in _WITH_PORTS else _BYTE) if slash else None
+
+
+def _bounded(text: str, last: int) -> int:
+    if not re.fullmatch(r"0|[1-9][0-9]{0,4}", text) or int(text) > last:
+        raise ValueError(text)
+    return int(text)
+
+
+def peer_text(peer: Peer) -> str:
+    """Write a peer as :func:`read` reads it."""
+    number = peer.icmp_type if peer.port is None else peer.port
+    protocol = peer.protocol if number is None else f"{peer.protocol}/{number}"
+    labels = ",".join(f"{key}={value}" for key, value in peer.labels or ())
+    # a workload without labels is told by its namespace; one that is not known is the default
+    namespace = peer.namespace or ("" if labels or peer.labels is None else DEFAULT_NAMESPACE)
+    values = {
+        "on": peer.interface,
+        "from": "" if peer.source_port is None else str(peer.source_port),
+        "name": ",".join(peer.names),
+        "entity": ",".join(peer.entities),
+        "labels": labels,
+        "namespace": namespace,
+    }
+    return " ".join(
+        filter(None, (peer.address, protocol, *(f"{key} {value}" for key, value in values.items() if value)))
+    )
+
+
+def peer_from_json(value: Mapping[str, object]) -> str:
+    """Give the text of a peer that a program describes: ``address`` and what :data:`PEER_FIELDS` names beside it.
+
+    Raises :class:`QuestionError`.
+    """
+    if not PEER_FIELDS.keys() >= value.keys() or "address" not in value:
+        raise _refuse(str(value), f"an object with address, and no fields but {', '.join(PEER_FIELDS)}", "Correct it")
+    number = value.get("icmpType", value.get("port"))
+    words = [_plain(value, "address")]
+    if "protocol" in value or number is not None:
+        words.append(_plain(value, "protocol") + ("" if number is None else f"/{number}"))
+    for name, key in PEER_FIELDS.items():
+        if key and name in value:
+            words += [key, _plain(value, name)]
+    return " ".join(words)
+
+
+PEER_FIELDS: Final = {
+    "address": "", "protocol": "", "port": "", "icmpType": "", "interface": "on", "sourcePort": "from", "names": "name",
+    "entities": "entity", "labels": "labels", "namespace": "namespace",
+}  # fmt: skip
+"""How a program names the parts of a peer, and the word that stands before each in a text."""
+
+
+def _plain(value: Mapping[str, object], name: str) -> str:
+    """Give one part of a peer as a word. Raises :class:`QuestionError` for one that would be read as several."""
+    match value.get(name):
+        case dict() as pairs:
+            words = [f"{key}={item}" for key, item in pairs.items()]
+        case list() as items:
+            words = list(map(str, items))
+        case part:
+            words = [str(part)] if type(part) in {str, int} else []
+    if not words or not all(re.fullmatch(r"[^\s,]+", word) for word in words):
+        raise _refuse(str(value), f"{name} without spaces and commas", "Correct it, or leave it out")
+    return ",".join(words)
 
 
 _READERS: dict[Operation, Callable[[str], Object]] = {

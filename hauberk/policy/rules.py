@@ -143,6 +143,10 @@ class Verdict(IntEnum):
     DENY = 2
 
 
+POSTURES = {"block": Verdict.DENY, "audit": Verdict.AUDIT, "allow": Verdict.ALLOW}
+"""The words for what an allow-list leaves unmatched."""
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where a rule came from, so that an error, an explanation and an alert can name it."""
@@ -684,6 +688,15 @@ def _why_weaker(section: Section, winner: tuple[int, ...], loser: tuple[int, ...
         (reason for reason, theirs, mine in zip(reasons, winner, loser, strict=True) if theirs != mine),
         "says the same",
     )
+
+
+def join(
+    written: Iterable[Rule], posture: Verdict = Verdict.DENY, postures: tuple[tuple[Section, Verdict], ...] = ()
+) -> RuleSet:
+    """Give the rule set of these rules and of what Hauberk implies by them."""
+    alone = RuleSet(tuple(written), posture, postures)
+    implied = implied_rules(alone.rules, alone.posture_of(Section.PROCESS))
+    return RuleSet((*alone.rules, *implied), posture, postures)
 
 
 LIBRARY_DIRECTORIES = (

@@ -13,7 +13,7 @@ from hauberk.policy import coverage, explain, models, normalise
 from hauberk.policy.annotations import Mode
 from hauberk.policy.explain import Explainer, Question, QuestionError
 from hauberk.policy.resolution import RootResolver, expand
-from hauberk.policy.rules import Action, ObjectKind, Operation, Origin, Rule, RuleSet, Section, Verdict
+from hauberk.policy.rules import Action, ObjectKind, Operation, Origin, Rule, RuleSet, Section, Verdict, join
 from hauberk.policy.selectors import Scope
 from tests.unit.policy.documents_of_each_kind import CONTAINER, HOST, NETWORK, QUOTA
 
@@ -139,8 +139,8 @@ def test_an_answer_that_the_engine_gives_otherwise_says_so(
 ) -> None:
     rule = Rule(Section.PROCESS, ObjectKind.PATH, "/bin/a", action, Origin("p", "f"), **conditions)
     question = {"operation": "execute", "path": "/bin/a", "arguments": ["-l" if near else "-x"], "terminal": not near}
-    answer = ask(question, normalise.join((rule,)))
-    engine = Explainer(normalise.join(coverage.in_force((rule,)))).ask(answer.asked).decision.verdict
+    answer = ask(question, join((rule,)))
+    engine = Explainer(join(coverage.in_force((rule,)))).ask(answer.asked).decision.verdict
     said = [note for note in answer.notes if note.endswith("is what the engine does")]
     assert len(said) == (engine is not answer.decision.verdict)
     assert all(f"and {engine.name.lower()} is what the engine does" in note for note in said)
@@ -149,7 +149,7 @@ def test_an_answer_that_the_engine_gives_otherwise_says_so(
 
 def test_what_another_section_says_makes_no_such_answer() -> None:
     rule = Rule(Section.FILE, ObjectKind.PATH, "/bin/a", Action.BLOCK, Origin("p", "f"), terminal=False)
-    rules = normalise.join((rule,))
+    rules = join((rule,))
     assert ask({"operation": "execute", "path": "/bin/a"}, rules).notes == ()
     assert ask({"operation": "read", "path": "/bin/a", "terminal": False}, rules).notes != ()
 

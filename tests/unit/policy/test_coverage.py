@@ -17,7 +17,6 @@ from hauberk.policy.coverage import (
     ENFORCED_SECTIONS,
     ENGINE,
     NFTABLES,
-    PACKET_SECTIONS,
     in_force,
     packets_in_force,
     report,
@@ -25,6 +24,7 @@ from hauberk.policy.coverage import (
 )
 from hauberk.policy.rules import (
     GRANTING_SECTIONS,
+    PACKET_SECTIONS,
     Action,
     Circumstances,
     ObjectKind,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hauberk.policy import collection, difference, globs, normalise, objects
+from hauberk.policy import collection, difference, globs, objects
 from hauberk.policy.collection import NormalPolicy
 from hauberk.policy.difference import Change, Side, compare
 from hauberk.policy.explain import Explainer, Question
@@ -30,6 +30,7 @@ from hauberk.policy.rules import (
     Section,
     SyscallMatch,
     Verdict,
+    join,
 )
 from hauberk.policy.selectors import Scope, Selector, WorkloadIdentity
 
@@ -216,7 +217,7 @@ def rules_of(side: Side, workload: WorkloadIdentity) -> RuleSet | None:
     covering = [policy for policy in side.policies if policy.covers(workload)]
     if not covering:
         return None
-    return normalise.join((rule for policy in covering for rule in policy.rules), side.posture, side.postures)
+    return join((rule for policy in covering for rule in policy.rules), side.posture, side.postures)
 
 
 def verdict(side: Side, workload: WorkloadIdentity, question: Question) -> Verdict:

@@ -17,7 +17,7 @@ import pytest
 from hauberk.errors import PolicyError
 from hauberk.policy import globs, models, normalise
 from hauberk.policy.explain import Explainer, Question
-from hauberk.policy.rules import Action, ObjectKind, Operation, Origin, Rule, RuleSet, Section, Verdict
+from hauberk.policy.rules import Action, ObjectKind, Operation, Origin, Rule, RuleSet, Section, Verdict, join
 from hauberk.policy.selectors import Selector, WorkloadIdentity
 from tests.unit.policy.documents_of_each_kind import HOST, NETWORK, QUOTA
 
@@ -349,8 +349,8 @@ LINUX = {"kubernetes.io/os": "linux"}
 def test_an_allow_list_refuses_the_rest_unless_somebody_says_otherwise() -> None:
     rule = file_rule(ObjectKind.PATH, "/x", Action.ALLOW)
     assert RuleSet((rule,)).posture is Verdict.DENY
-    assert normalise.join((rule,)).posture_of(Section.FILE) is Verdict.DENY
-    assert Explainer(normalise.join((rule,))).ask(Question(Operation.READ, "/y")).decision.verdict is Verdict.DENY
+    assert join((rule,)).posture_of(Section.FILE) is Verdict.DENY
+    assert Explainer(join((rule,))).ask(Question(Operation.READ, "/y")).decision.verdict is Verdict.DENY
 
 
 def test_the_agent_does_not_read_annotations_of_policies() -> None:

@@ -16,6 +16,7 @@ from hauberk.policy.coverage import ENFORCED_SECTIONS
 from hauberk.policy.documents import field_name
 from hauberk.policy.rules import (
     GRANTING_SECTIONS,
+    POSTURES,
     Action,
     DeviceMatch,
     ObjectKind,
@@ -130,7 +131,7 @@ def test_implied_rules_are_added_to_those_of_all_policies_together() -> None:
     ("word", "verdict"), [("block", Verdict.DENY), ("audit", Verdict.AUDIT), ("allow", Verdict.ALLOW)]
 )
 def test_the_words_for_a_posture(word: str, verdict: Verdict) -> None:
-    assert normalise.POSTURES[word] is verdict
+    assert POSTURES[word] is verdict
 
 
 def normal(text: str) -> tuple[Rule, ...]:

@@ -12,18 +12,22 @@ from hypothesis import strategies as st
 
 from hauberk.policy import objects
 from hauberk.policy.index import RuleIndex
-from hauberk.policy.normalise import device_text, peer_text
+from hauberk.policy.normalise import device_text
+from hauberk.policy.packets import text as peer_text
 from hauberk.policy.rules import (
     OPERATIONS_OF,
     Action,
     Circumstances,
     Decision,
     DeviceMatch,
+    LabelRequirement,
     ObjectKind,
     Operation,
     Origin,
     Peer,
+    PeerGroup,
     PeerMatch,
+    PeerSelector,
     Rule,
     RuleSet,
     Section,
@@ -245,6 +249,8 @@ def test_precedence_of_devices(parts: list[tuple[str, dict[str, int]]], asked: s
 
 
 HTTPS, WEB = (443, 443, "tcp"), (80, 443, "tcp")
+WORLD = PeerGroup("entity", "world")
+WEB_PODS = PeerGroup.of_workloads(PeerSelector((LabelRequirement("app", "In", ("web",)),), ("shop",)))
 PEER_TABLE = [
     ([("Block", {})], "10.0.0.1", DENY),
     ([("Block", {"cidrs": ("10.0.0.0/8",)})], "10.0.0.1", DENY),
@@ -263,18 +269,66 @@ PEER_TABLE = [
     ([("Block", {"interfaces": ("eth0",)})], "10.0.0.1 on eth1", ALLOW),
     ([("Block", {"interfaces": ("eth*",)})], "10.0.0.1 on eth1", DENY),
     ([("Block", {"interfaces": ("eth*",)})], "10.0.0.1", ALLOW),
-    # the longer prefix, then the smaller range, then the interface
-    ([("Block", {"cidrs": ("10.0.0.0/8",)}), ("Allow", {"cidrs": ("10.1.0.0/16",)})], "10.1.0.1", ALLOW),
-    ([("Block", {"cidrs": ("10.0.0.0/8",)}), ("Allow", {"cidrs": ("10.1.0.0/16",)})], "10.2.0.1", DENY),
-    ([("Block", {"cidrs": ("0.0.0.0/0",)}), ("Allow", {"cidrs": ("0.0.0.0/0", "10.0.0.0/8")})], "10.0.0.1", ALLOW),
-    ([("Allow", {"cidrs": ("0.0.0.0/0",)}), ("Block", {})], "10.0.0.1", ALLOW),
-    ([("Allow", {"cidrs": ("10.0.0.0/8",)}), ("Block", {"ports": (HTTPS,)})], "10.0.0.1 tcp/443", ALLOW),
-    ([("Allow", {"ports": (HTTPS,)}), ("Block", {"ports": (WEB,)})], "10.0.0.1 tcp/443", ALLOW),
-    ([("Allow", {"ports": (HTTPS,)}), ("Block", {"ports": (WEB, HTTPS)})], "10.0.0.1 tcp/443", DENY),
-    ([("Allow", {"ports": (HTTPS,)}), ("Block", {"interfaces": ("eth0",)})], "10.0.0.1 tcp/443 on eth0", ALLOW),
-    ([("Allow", {"interfaces": ("eth0",)}), ("Block", {})], "10.0.0.1 on eth0", ALLOW),
-    ([("Allow", {"interfaces": ("eth0",)}), ("Block", {"interfaces": ("eth*",)})], "10.0.0.1 on eth0", ALLOW),
+    # Block, then Audit, then Allow, however exactly a rule names the packet
+    ([("Block", {"cidrs": ("10.0.0.0/8",)}), ("Allow", {"cidrs": ("10.1.0.0/16",)})], "10.1.0.1", DENY),
+    ([("Block", {"cidrs": ("10.0.0.0/8",)}), ("Audit", {"cidrs": ("10.1.0.0/16",)})], "10.1.0.1", DENY),
+    ([("Audit", {}), ("Allow", {"cidrs": ("10.1.0.0/16",), "ports": (HTTPS,)})], "10.1.0.1 tcp/443", AUDIT),
+    ([("Audit", {}), ("Allow", {"cidrs": ("10.1.0.0/16",)})], "10.2.0.1", AUDIT),
+    ([("Block", {"cidrs": ("10.0.0.0/8",)}), ("Allow", {"cidrs": ("11.0.0.0/8",)})], "11.2.0.1", ALLOW),
+    ([("Allow", {"cidrs": ("0.0.0.0/0",)}), ("Block", {})], "10.0.0.1", DENY),
+    ([("Allow", {"ports": (HTTPS,)}), ("Block", {"ports": (WEB,)})], "10.0.0.1 tcp/443", DENY),
+    ([("Allow", {"interfaces": ("eth0",)}), ("Block", {"interfaces": ("eth*",)})], "10.0.0.1 on eth0", DENY),
     ([("Allow", {"cidrs": ("10.0.0.0/8",)}), ("Block", {"cidrs": ("10.0.0.0/8",)})], "10.0.0.1", DENY),
+    # exceptions are those of the rule, not of the others
+    ([("Allow", {"cidrs": ("10.0.0.0/8",), "exceptions": ("10.1.0.0/16",)})], "10.2.0.1", ALLOW),
+    ([("Allow", {"cidrs": ("10.0.0.0/8",), "exceptions": ("10.1.0.0/16",)})], "10.1.0.1", DENY),
+    (
+        [("Allow", {"cidrs": ("10.0.0.0/8",), "exceptions": ("10.1.0.0/16",)}), ("Allow", {"ports": (HTTPS,)})],
+        "10.1.0.1 tcp/443",
+        ALLOW,
+    ),
+    ([("Block", {"cidrs": ("0.0.0.0/0", "::/0"), "exceptions": ("fd00::/8",)})], "fd00::1", ALLOW),
+    ([("Block", {"cidrs": ("0.0.0.0/0", "::/0"), "exceptions": ("fd00::/8",)})], "fc00::1", DENY),
+    # ICMP and whole protocols
+    ([("Allow", {"icmp": ((4, 8),)})], "10.0.0.1 icmp/8", ALLOW),
+    ([("Allow", {"icmp": ((4, 8),)})], "10.0.0.1 icmp/0", DENY),
+    ([("Allow", {"icmp": ((4, 8),)})], "10.0.0.1 icmp", DENY),
+    ([("Allow", {"icmp": ((4, None),)})], "10.0.0.1 icmp", ALLOW),
+    ([("Allow", {"icmp": ((4, 128),)})], "fd00::1 icmpv6/128", DENY),
+    ([("Allow", {"icmp": ((6, 128),)})], "fd00::1 icmpv6/128", ALLOW),
+    ([("Allow", {"icmp": ((6, 128),), "ports": (HTTPS,)})], "10.0.0.1 tcp/443", ALLOW),
+    ([("Allow", {"icmp": ((6, 128),)})], "10.0.0.1 tcp/443", DENY),
+    ([("Allow", {"ports": ((0, 65535, "tcp"),)})], "10.0.0.1 tcp", ALLOW),
+    ([("Allow", {"ports": ((0, 65535, "tcp"),)})], "10.0.0.1 tcp/0", ALLOW),
+    ([("Allow", {"ports": ((1, 65535, "tcp"),)})], "10.0.0.1 tcp", DENY),
+    ([("Allow", {"ports": ((0, 65535, "vrrp"),)})], "10.0.0.1 vrrp", ALLOW),
+    ([("Allow", {"ports": ((0, 65535, "vrrp"),)})], "10.0.0.1 esp", DENY),
+    # groups: what is said of the peer; beside networks, one of both suffices
+    ([("Allow", {"groups": (PeerGroup("name", "*.example.com"),)})], "10.0.0.1 name www.example.com", ALLOW),
+    ([("Allow", {"groups": (PeerGroup("name", "*.example.com"),)})], "10.0.0.1 name a.b.example.com", DENY),
+    ([("Allow", {"groups": (PeerGroup("name", "*.example.com"),)})], "10.0.0.1", DENY),
+    ([("Allow", {"groups": (WORLD,)})], "10.0.0.1 entity world", ALLOW),
+    ([("Allow", {"groups": (WORLD,)})], "10.0.0.1 entity host", DENY),
+    ([("Block", {"groups": (WORLD,), "cidrs": ("10.0.0.0/8",)})], "10.0.0.1", DENY),
+    ([("Block", {"groups": (WORLD,), "cidrs": ("10.0.0.0/8",)})], "11.0.0.1 entity world", DENY),
+    ([("Block", {"groups": (WORLD,), "cidrs": ("10.0.0.0/8",)})], "11.0.0.1 entity cluster", ALLOW),
+    (
+        [("Block", {"groups": (WORLD,), "cidrs": ("10.0.0.0/8",), "exceptions": ("10.0.0.0/9",)})],
+        "10.0.0.1 entity world",
+        DENY,
+    ),
+    ([("Allow", {"groups": (WEB_PODS,)})], "10.0.0.1 labels app=web namespace shop", ALLOW),
+    ([("Allow", {"groups": (WEB_PODS,)})], "10.0.0.1 labels app=web", DENY),
+    ([("Allow", {"groups": (WEB_PODS,)})], "10.0.0.1 namespace shop", DENY),
+    ([("Allow", {"groups": (WEB_PODS,)})], "10.0.0.1", DENY),
+    # nothing allows nothing, and isolates
+    ([("Allow", {"nothing": True})], "10.0.0.1", DENY),
+    ([("Block", {"nothing": True})], "10.0.0.1", ALLOW),
+    ([("Allow", {"nothing": True}), ("Allow", {"cidrs": ("10.0.0.0/8",)})], "10.0.0.1", ALLOW),
+    # what no policy is about
+    ([("Block", {})], "127.0.0.1 on lo", ALLOW),
+    ([("Block", {"interfaces": ("lo",)})], "127.0.0.1 on lo", ALLOW),
+    ([("Block", {})], "fe80::1 icmpv6/135", DENY),
 ]
 
 
@@ -428,9 +482,8 @@ def test_of_equal_rules_the_first_by_place_is_named() -> None:
          "names no protocol"),
         ((device("Block", device_class=8), device("Block", level=1)), Operation.ATTACH, "8@1",
          "names a level and no class"),
-        ((packets("Block", cidrs=("10.0.0.0/8",)), packets("Block")), Operation.SEND, "10.0.0.1", "wider network"),
-        ((packets("Block", ports=(HTTPS,)), packets("Block")), Operation.SEND, "10.0.0.1 tcp/443", "more ports"),
-        ((packets("Block", interfaces=("e",)), packets("Block")), Operation.SEND, "10.0.0.1 on e", "interface"),
+        ((packets("Block"), packets("Allow", cidrs=("10.0.0.0/8",))), Operation.SEND, "10.0.0.1", "weaker action"),
+        ((packets("Audit"), packets("Allow", ports=(HTTPS,))), Operation.SEND, "10.0.0.1 tcp/443", "weaker action"),
         ((word(Section.CAPABILITIES, "Block bpf from=/a"), word(Section.CAPABILITIES, "Block bpf")),
          Operation.CAPABILITY, "bpf", "not limited to the source"),
         ((word(Section.PRESETS, "Block exec"), word(Section.PRESETS, "Audit exec")), Operation.PRESET, "exec",

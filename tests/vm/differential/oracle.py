@@ -28,7 +28,7 @@ from hauberk.policy.globs import to_bytes, to_text
 from hauberk.policy.index import RuleIndex
 from hauberk.policy.objects import PATH_OPERATIONS
 from hauberk.policy.resolution import RootResolver, expand
-from hauberk.policy.rules import Operation, RuleSet, Verdict, decide
+from hauberk.policy.rules import POSTURES, Operation, RuleSet, Verdict, decide
 from tests.vm.differential.universe import ENTRIES, SOURCES
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class Oracle:
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", dir=directory, delete=False, encoding="utf-8") as stream:
             stream.write(case.text)
         self.file = stream.name
-        self.posture = normalise.POSTURES[case.posture]
+        self.posture = POSTURES[case.posture]
         written = normalise.build(models.load([(self.file, case.text.encode())]), self.posture)
         with RootResolver(root) as resolver:
             self.rule_set: RuleSet = expand(written, resolver.resolve)
