@@ -20,7 +20,7 @@ from tests.host.network.topology import NINE, PORTS, STRANGERS, everybody
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from tests.host.network.topology import Network, Probe, Protocol
+    from tests.host.network.topology import Places, Probe, Protocol
 
 Document = dict[str, Any]
 """One policy as plain values."""
@@ -76,11 +76,11 @@ class Attempt(NamedTuple):
     source_interface: str = "eth0"
     target_interface: str = "eth0"
 
-    def probes(self, network: Network) -> Iterator[Probe]:
+    def probes(self, places: Places) -> Iterator[Probe]:
         """Give the packets, one by one."""
         for source, target, family in itertools.product(self.sources, self.targets, self.families):
             for protocol, port in itertools.product(self.protocols, self.ports):
-                yield network.probe(
+                yield places.probe(
                     source,
                     target,
                     protocol,
@@ -100,6 +100,35 @@ class Stated(NamedTuple):
     port: int
     passes: bool
     family: int = 4
+    source_interface: str = "eth0"
+    target_interface: str = "eth0"
+
+    def probe(self, places: Places) -> Probe:
+        """Give the packet."""
+        return places.probe(
+            self.source,
+            self.target,
+            self.protocol,
+            self.port,
+            family=self.family,
+            source_interface=self.source_interface,
+            target_interface=self.target_interface,
+        )
+
+
+def yes(  # noqa: PLR0913 - the parts of a packet
+    source: str, target: str, protocol: Protocol = "tcp", port: int = 80, family: int = 4, *, over: str = "eth0"
+) -> Stated:
+    """State that packets get through, over an interface of ``x/a``, which alone has several."""
+    own, other = (over if pod == "x/a" else "eth0" for pod in (source, target))
+    return Stated(source, target, protocol, port, True, family, own, other)  # noqa: FBT003 - the verdict
+
+
+def no(  # noqa: PLR0913 - the parts of a packet
+    source: str, target: str, protocol: Protocol = "tcp", port: int = 80, family: int = 4, *, over: str = "eth0"
+) -> Stated:
+    """State that packets do not get through, as with :func:`yes`."""
+    return yes(source, target, protocol, port, family, over=over)._replace(passes=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +190,7 @@ class Case:
     entities: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def probes(self, network: Network, state: State) -> list[Probe]:
+    def probes(self, places: Places, state: State) -> list[Probe]:
         """Give the packets to try in a state: between all pods, some from and to strangers, and the case's own."""
         present = tuple(workload.name for workload in state.workloads)
         strangers = tuple(STRANGERS)
@@ -170,15 +199,12 @@ class Case:
             Attempt(present, strangers, ("tcp", "udp"), PORTS[:1]),
             Attempt(strangers, present, ("tcp", "udp"), PORTS[:1]),
             *self.attempts,
-            *(
-                Attempt((one.source,), (one.target,), (one.protocol,), (one.port,), (one.family,))
-                for one in state.stated
-            ),
         )
-        found = dict.fromkeys(probe for attempt in attempts for probe in attempt.probes(network))
+        found = dict.fromkeys(probe for attempt in attempts for probe in attempt.probes(places))
+        found |= dict.fromkeys(one.probe(places) for one in state.stated)
         for source, target in itertools.product(present, (*present, *strangers)):
-            found[network.probe(source, target, "icmp", 8)] = None
-            found[network.probe(source, target, "icmpv6", 128, family=6)] = None
+            found[places.probe(source, target, "icmp", 8)] = None
+            found[places.probe(source, target, "icmpv6", 128, family=6)] = None
         return list(found)
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from hauberk.policy.rules import Verdict
-from tests.host.network.cases import Attempt, Case, Document, State, Stated, hosts
+from tests.host.network.cases import Attempt, Case, Document, State, Stated, hosts, no, yes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -57,30 +57,22 @@ def _one(
     return Case(name, "extended", (state,), frozenset({"KubeArmorNetworkPolicy", *features}), tuple(attempts))
 
 
-def _yes(source: str, target: str, protocol: str = "tcp", port: int = 80, family: int = 4) -> Stated:
-    return Stated(source, target, protocol, port, passes=True, family=family)  # type: ignore[arg-type]
-
-
-def _no(source: str, target: str, protocol: str = "tcp", port: int = 80, family: int = 4) -> Stated:
-    return Stated(source, target, protocol, port, passes=False, family=family)  # type: ignore[arg-type]
-
-
 def _families() -> Iterator[Case]:
     yield _one(
         "a blocked network of IPv4 with ports leaves IPv6 alone", {"family", "Block", "endPort"},
         network_policy("leak", egress=[entry("Block", _FOUR, egress=True, ports=ports(("UDP", "79", 81)))]),
-        stated=[_no("x/a", "y/a", "udp"), _yes("x/a", "y/a", "udp", family=6), _yes("x/a", "y/a", "tcp"),
-                _yes("x/a", "y/a", "udp", 8080)],
+        stated=[no("x/a", "y/a", "udp"), yes("x/a", "y/a", "udp", family=6), yes("x/a", "y/a", "tcp"),
+                yes("x/a", "y/a", "udp", 8080)],
     )  # fmt: skip
     yield _one(
         "an allowed network of IPv4 without ports opens nothing of IPv6", {"family", "Allow"},
         network_policy("open", ingress=[entry("Allow", "10.0.0.0/8")]),
-        stated=[_yes("y/a", "x/a"), _no("y/a", "x/a", family=6), _no("internet", "x/a"), _yes("x/a", "y/a", family=6)],
+        stated=[yes("y/a", "x/a"), no("y/a", "x/a", family=6), no("internet", "x/a"), yes("x/a", "y/a", family=6)],
     )  # fmt: skip
     yield _one(
         "networks of both families", {"family", "Audit"},
         network_policy("both", ingress=[entry("Audit", _FOUR, _SIX)]),
-        stated=[_yes("y/a", "x/a"), _yes("y/a", "x/a", family=6)],
+        stated=[yes("y/a", "x/a"), yes("y/a", "x/a", family=6)],
     )  # fmt: skip
 
 
@@ -94,42 +86,42 @@ def _actions() -> Iterator[Case]:
             f"{exact} of an address against {other} of its network", {exact, other, "precedence"},
             network_policy("exact", ingress=[entry(exact, *narrow)]),
             network_policy("wide", ingress=[entry(other, *wide)]),
-            stated=[_no("y/a", "x/a") if stronger_first else _yes("y/a", "x/a")],
+            stated=[no("y/a", "x/a") if stronger_first else yes("y/a", "x/a")],
         )  # fmt: skip
     yield _one(
         "the same network blocked and allowed, in one policy", {"Block", "Allow", "precedence", "one policy"},
         network_policy("same", egress=[entry("Allow", _FOUR, egress=True), entry("Block", _FOUR, egress=True,
                                                                                ports=ports(("TCP", "http")))]),
-        stated=[_no("x/a", "y/a"), _yes("x/a", "y/a", "tcp", 8080), _no("x/a", "x/b")],
+        stated=[no("x/a", "y/a"), yes("x/a", "y/a", "tcp", 8080), no("x/a", "x/b")],
     )  # fmt: skip
     yield _one(
         "the action of the policy is that of its entries", {"action of spec"},
         network_policy("spec", action="Allow", ingress=[entry(None, _FOUR)],
                        egress=[entry("Block", _FOUR, egress=True)]),
-        stated=[_yes("y/a", "x/a"), _no("x/b", "x/a"), _no("x/a", "y/a"), _yes("x/a", "x/b")],
+        stated=[yes("y/a", "x/a"), no("x/b", "x/a"), no("x/a", "y/a"), yes("x/a", "x/b")],
     )  # fmt: skip
     yield _one(
         "an entry without an action blocks", {"no action"},
         network_policy("none", ingress=[entry(None, _FOUR)]),
-        stated=[_no("y/a", "x/a"), _yes("x/b", "x/a")],
+        stated=[no("y/a", "x/a"), yes("x/b", "x/a")],
     )  # fmt: skip
     yield _one(
         "Allow in one direction leaves the other", {"directions"},
         network_policy("out", egress=[entry("Allow", _FOUR, egress=True)]),
-        stated=[_yes("internet", "x/a"), _no("x/a", "internet"), _yes("x/a", "y/a")],
+        stated=[yes("internet", "x/a"), no("x/a", "internet"), yes("x/a", "y/a")],
     )  # fmt: skip
     for posture, passes in ((Verdict.ALLOW, True), (Verdict.AUDIT, True), (Verdict.DENY, False)):
         yield _one(
             f"what an allow-list leaves open is {posture.name.lower()}", {f"posture {posture.name}"},
             network_policy("list", ingress=[entry("Allow", _FOUR)]),
-            stated=[_yes("y/a", "x/a"), (_yes if passes else _no)("x/b", "x/a"),
-                    (_yes if passes else _no)("x/b", "x/a", family=6)],
+            stated=[yes("y/a", "x/a"), (yes if passes else no)("x/b", "x/a"),
+                    (yes if passes else no)("x/b", "x/a", family=6)],
             posture=posture,
         )  # fmt: skip
     first = State((network_policy("list", ingress=[entry("Allow", _FOUR)]),), _HOSTS)
     yield Case(
         "the default changes while the policies stay", "extended",
-        (first.stating(_no("x/b", "x/a")), replace(first.stating(_yes("x/b", "x/a")), posture=Verdict.AUDIT), first),
+        (first.stating(no("x/b", "x/a")), replace(first.stating(yes("x/b", "x/a")), posture=Verdict.AUDIT), first),
         frozenset({"posture changes"}),
     )  # fmt: skip
 
@@ -142,51 +134,57 @@ def _parts() -> Iterator[Case]:
     yield _one(
         "one interface, coming in", {"iface", "ingress"},
         network_policy("net1", ingress=[entry("Block", iface=["net1"])]),
-        stated=[_yes("y/a", "x/a")], attempts=by_net1,
+        stated=[yes("y/a", "x/a"), no("y/a", "x/a", over="net1"),
+                no("internet", "x/a", "udp", family=6, over="net1")],
+        attempts=by_net1,
     )  # fmt: skip
     yield _one(
         "one interface, going out", {"iface", "egress"},
         network_policy("eth0", egress=[entry("Allow", iface=["net1"], ports=ports(("TCP", "80")))]),
-        stated=[_no("x/a", "y/a"), _yes("y/a", "x/a")], attempts=by_net1,
+        stated=[no("x/a", "y/a"), yes("y/a", "x/a"), yes("x/a", "y/a", over="net1"),
+                no("x/a", "y/a", "udp", over="net1")],
+        attempts=by_net1,
     )  # fmt: skip
     yield _one(
         "interfaces by the beginning of their names, and networks", {"iface", "wildcard"},
         network_policy("eth", ingress=[entry("Block", _FOUR, _SIX, iface=["eth*"])]),
-        stated=[_no("y/a", "x/a"), _yes("x/b", "x/a")], attempts=by_net1,
+        stated=[no("y/a", "x/a"), yes("x/b", "x/a"), yes("y/a", "x/a", over="net1")],
+        attempts=by_net1,
     )  # fmt: skip
     yield _one(
         "interfaces and an allow-list", {"iface", "Allow"},
         network_policy("only", ingress=[
             entry("Allow", iface=["eth0", "wlan0"], ports=ports(("TCP", "http"), ("UDP", "8000", 9000)))]),
-        stated=[_yes("y/a", "x/a"), _no("y/a", "x/a", "tcp", 8080), _yes("y/a", "x/a", "udp", 8080, 6)],
+        stated=[yes("y/a", "x/a"), no("y/a", "x/a", "tcp", 8080), yes("y/a", "x/a", "udp", 8080, 6),
+                no("y/a", "x/a", over="net1")],
         attempts=by_net1,
     )  # fmt: skip
     yield _one(
         "ports alone, of all protocols there are", {"ports", "SCTP"},
         network_policy("ports", egress=[
             entry("Block", egress=True, ports=ports(("TCP", "80"), ("UDP", "8080"), ("SCTP", "1", 100)))]),
-        stated=[_no("x/a", "y/a"), _yes("x/a", "y/a", "tcp", 8080), _no("x/a", "y/a", "udp", 8080, 6),
-                _no("x/a", "y/a", "sctp"), _yes("x/a", "y/a", "sctp", 8080)],
+        stated=[no("x/a", "y/a"), yes("x/a", "y/a", "tcp", 8080), no("x/a", "y/a", "udp", 8080, 6),
+                no("x/a", "y/a", "sctp"), yes("x/a", "y/a", "sctp", 8080)],
     )  # fmt: skip
     yield _one(
         "an entry for everything", {"everything"},
         network_policy("nothing-in", ingress=[entry("Block")]),
-        stated=[_no("y/a", "x/a"), _no("internet", "x/a", "udp", family=6), _yes("x/a", "y/a", family=6)],
+        stated=[no("y/a", "x/a"), no("internet", "x/a", "udp", family=6), yes("x/a", "y/a", family=6)],
     )  # fmt: skip
     yield _one(
         "machines by a label that several have", {"nodeSelector"},
         network_policy("zone", {"zone": "y"}, ingress=[entry("Block", "10.77.0.0/24")]),
-        stated=[_no("x/a", "y/a"), _no("x/c", "y/b"), _yes("x/a", "z/a"), _yes("x/a", "y/a", family=6)],
+        stated=[no("x/a", "y/a"), no("x/c", "y/b"), yes("x/a", "z/a"), yes("x/a", "y/a", family=6)],
     )  # fmt: skip
     yield _one(
         "a label that no machine has", {"nodeSelector", "nobody"},
         network_policy("nobody", {"zone": "nowhere"}, ingress=[entry("Block")]),
-        stated=[_yes("y/a", "x/a")],
+        stated=[yes("y/a", "x/a")],
     )  # fmt: skip
     yield _one(
         "within a quota", {"quota"},
         network_policy("quota", egress=[entry("Allow", _FOUR, egress=True, limit="100MB", duration="24h")]),
-        stated=[_yes("x/a", "y/a"), _no("x/a", "x/b"), _no("x/a", "y/a", family=6)],
+        stated=[yes("x/a", "y/a"), no("x/a", "x/b"), no("x/a", "y/a", family=6)],
     )  # fmt: skip
     yield _one(
         "overlapping networks and ranges of many policies", {"overlap", "several policies"},
@@ -195,7 +193,7 @@ def _parts() -> Iterator[Case]:
           for index in range(3)),
         network_policy("audit", ingress=[entry("Audit", "10.77.0.0/16", ports=ports(("TCP", "1", 8080)))]),
         network_policy("block", ingress=[entry("Block", "10.77.1.32/27")]),
-        stated=[_yes("y/a", "x/a"), _no("y/c", "x/a"), _no("internet", "x/a"), _no("x/b", "x/a", "udp")],
+        stated=[yes("y/a", "x/a"), no("y/c", "x/a"), no("internet", "x/a"), no("x/b", "x/a", "udp")],
     )  # fmt: skip
 
 

@@ -167,12 +167,49 @@ class Prober:
         raise TopologyError(message)
 
 
-class Network:
+class Places:
+    """Where pods are, and the packets that can be between them."""
+
+    def __init__(self, plans: Sequence[PodPlan]) -> None:
+        """Take the pods."""
+        self.plans = {plan.name: plan for plan in plans}
+        self._interfaces = {address: name for plan in plans for name, *both in plan.addresses for address in both}
+
+    def loopback(self, probe: Probe) -> bool:
+        """Tell whether a packet never leaves its machine."""
+        return self.plans[probe.source].machine == self.plans[probe.target].machine
+
+    def address(self, pod: str, family: int, interface: str = "eth0") -> str:
+        """Give a pod's address on an interface."""
+        _, four, six = next(entry for entry in self.plans[pod].addresses if entry[0] == interface)
+        return six if family == 6 else four
+
+    def interface_of(self, address: str) -> str:
+        """Give the interface, as its machine calls it, that has an address."""
+        return self._interfaces[address]
+
+    def probe(  # noqa: PLR0913 - from where, to where and what
+        self,
+        source: str,
+        target: str,
+        protocol: Protocol,
+        port: int,
+        *,
+        family: int = 4,
+        source_interface: str = "eth0",
+        target_interface: str = "eth0",
+    ) -> Probe:
+        """Give a probe between two pods."""
+        own = self.address(source, family, source_interface)
+        return Probe(source, own, target, self.address(target, family, target_interface), protocol, port)
+
+
+class Network(Places):
     """Machines, pods and the router between them; a context manager."""
 
     def __init__(self, plans: Sequence[PodPlan], cgroups: Mapping[str, Path] | None = None) -> None:
         """Take the pods to make, and the cgroup directories of those that are to be in one."""
-        self.plans = {plan.name: plan for plan in plans}
+        super().__init__(plans)
         self._cgroups = cgroups or {}
         self._stack = contextlib.ExitStack()
         self._selector = selectors.DefaultSelector()
@@ -207,30 +244,6 @@ class Network:
     def router_interface(self, machine: str, interface: str = "eth0") -> str:
         """Give the name that a machine's interface has at its other end, in the router."""
         return self._router_ends[machine, interface]
-
-    def address(self, pod: str, family: int, interface: str = "eth0") -> str:
-        """Give a pod's address on an interface."""
-        _, four, six = next(entry for entry in self.plans[pod].addresses if entry[0] == interface)
-        return six if family == 6 else four
-
-    def interface_of(self, address: str) -> str:
-        """Give the interface, as its machine calls it, that has an address."""
-        return next(name for plan in self.plans.values() for name, *both in plan.addresses if address in both)
-
-    def probe(  # noqa: PLR0913 - from where, to where and what
-        self,
-        source: str,
-        target: str,
-        protocol: Protocol,
-        port: int,
-        *,
-        family: int = 4,
-        source_interface: str = "eth0",
-        target_interface: str = "eth0",
-    ) -> Probe:
-        """Give a probe between two pods."""
-        own = self.address(source, family, source_interface)
-        return Probe(source, own, target, self.address(target, family, target_interface), protocol, port)
 
     def send(self, probes: Sequence[Probe]) -> Round:
         """Begin a round: send all probes at once."""
@@ -437,18 +450,19 @@ def _run(command: Sequence[str], text: str = "") -> None:
         raise TopologyError(message)
 
 
-def everybody(*, shared: bool = False) -> tuple[PodPlan, ...]:
+def everybody(*, shared: bool = False, second: bool = True) -> tuple[PodPlan, ...]:
     """Give the pods that all cases use: nine in three namespaces, four that come and go, two strangers.
 
     ``shared``: the pods of one Kubernetes namespace share a machine. The addresses are such that the /24 (/112) around
-    ``z/c`` holds some of the nine, and its /28 (/124) fewer; ``x/a`` has a second interface, ``net1``.
+    ``z/c`` holds some of the nine, and its /28 (/124) fewer; ``x/a`` has a second interface, ``net1``, unless
+    it is not wanted.
     """
     plans = [
         PodPlan(
             name,
             name.partition("/")[0] if shared else name,
             (("eth0", f"10.77.{third}.{last}", str(IPv6Address(f"fd77::{third}:{last:x}"))),)
-            + ((("net1", "10.78.0.10", "fd78::a"),) if name == "x/a" else ()),
+            + ((("net1", "10.78.0.10", "fd78::a"),) if second and name == "x/a" else ()),
         )
         for name, (third, last) in _PLACES.items()
     ]

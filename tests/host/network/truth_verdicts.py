@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from hauberk.policy.exemptions import Exemption
     from hauberk.policy.rules import Rule
     from tests.host.network.cases import State, Workload
-    from tests.host.network.topology import Probe
+    from tests.host.network.topology import Places, Probe
 
 OPERATION_OF: Final = {Section.EGRESS: Operation.SEND, Section.INGRESS: Operation.RECEIVE}
 PORTLESS: Final = frozenset({"icmp", "icmpv6"})
@@ -67,39 +67,40 @@ class Verdicts:
         self,
         state: State,
         entities: Mapping[str, tuple[str, ...]] | None = None,
+        names: Mapping[str, tuple[str, ...]] | None = None,
         exempt: tuple[Exemption, ...] | None = None,
     ) -> None:
-        """Read the policies. ``entities`` are networks by the entity's name; ``exempt`` is what no rule is about.
+        """Read the policies.
 
-        Raises PolicyError where a policy is not valid: a case that cannot be read shows nothing.
+        ``entities`` are networks by the entity's name, ``names`` addresses by domain name, ``exempt`` is what no rule
+        is about. Raises PolicyError where a policy is not valid: a case that cannot be read shows nothing.
         """
         self.state = state
-        self.policies: tuple[NormalPolicy, ...] = collection.load([("case.yaml", state.text())])
+        files = [("case.yaml", state.text())] if state.policies else []
+        self.policies: tuple[NormalPolicy, ...] = collection.load(files)
         self._entities = dict(entities or {})
+        self._names = dict(names or {})
         self._exempt = exemptions.holding(whole=True, machine=False) if exempt is None else exempt
         self.workloads = {workload.name: workload for workload in state.workloads}
         self.rule_sets = {name: self._rule_set(workload) for name, workload in self.workloads.items()}
         self._decided = functools.cache(self._decide)
 
-    def judge(self, probe: Probe, *, loopback: bool) -> Judged:
-        """Decide about a packet at both ends. ``loopback``: both are in one machine, so it never leaves it."""
+    def judge(self, probe: Probe, places: Places) -> Judged:
+        """Decide about a packet at both ends."""
+        loopback = places.loopback(probe)
         return Judged(
-            self.decision(probe, Section.EGRESS, loopback=loopback),
-            self.decision(probe, Section.INGRESS, loopback=loopback),
+            self.decision(probe, Section.EGRESS, "lo" if loopback else places.interface_of(probe.source_address)),
+            self.decision(probe, Section.INGRESS, "lo" if loopback else places.interface_of(probe.target_address)),
         )
 
-    def decision(
-        self, probe: Probe, direction: Section, *, loopback: bool = False, interface: str = ""
-    ) -> Decision | None:
-        """Decide about a packet at one end; None where that is no workload."""
+    def decision(self, probe: Probe, direction: Section, interface: str) -> Decision | None:
+        """Decide about a packet at one end, which it passes by an interface; None where that is no workload."""
         sending = direction is Section.EGRESS
         subject = self.workloads.get(probe.source if sending else probe.target)
         if subject is None:
             return None
         other, address = (probe.target, probe.target_address) if sending else (probe.source, probe.source_address)
-        return self._decided(
-            subject.name, direction, self._peer(probe, other, address, "lo" if loopback else interface)
-        )
+        return self._decided(subject.name, direction, self._peer(probe, other, address, interface))
 
     def _peer(self, probe: Probe, name: str, address: str, interface: str) -> Peer:
         workload = self.workloads.get(name)
@@ -110,6 +111,7 @@ class Verdicts:
             None if portless else probe.port,
             interface,
             icmp_type=probe.port if portless else None,
+            names=tuple(name for name, addresses in self._names.items() if address in addresses),
             entities=self._entities_of(address),
             labels=workload.labels if workload else None,
             namespace=workload.namespace if workload else "",
@@ -117,12 +119,14 @@ class Verdicts:
 
     @functools.lru_cache(maxsize=256)  # noqa: B019 - a state is short-lived
     def _entities_of(self, address: str) -> tuple[str, ...]:
+        """Give what an address is to the machine; what is outside of the cluster is the world."""
         here = ip_address(address)
-        return tuple(
+        found = [
             entity
             for entity, networks in self._entities.items()
             if any(here in ip_network(network) for network in networks)
-        )
+        ]
+        return tuple(found) if "cluster" in found else (*found, "world")
 
     def _decide(self, name: str, direction: Section, peer: Peer) -> Decision:
         rule_set = self.rule_sets[name]
