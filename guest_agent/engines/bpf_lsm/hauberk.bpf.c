@@ -1155,7 +1155,7 @@ __noinline int judge(struct mark *mark, struct workload *workload, struct questi
 	}
 	if (worst == VERDICT_ALLOW)
 		return 0;
-	report.verdict = worst;
+	report.verdict = worst == VERDICT_AUDIT ? VERDICT_AUDIT : VERDICT_DENY; /* all ones where there is no such source */
 	report.operation = told_operation;
 	tell(mark, scratch, &report);
 	return worst == VERDICT_AUDIT ? 0 : -EACCES;

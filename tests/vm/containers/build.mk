@@ -2,7 +2,7 @@
 # The programs that tests and demo run inside containers, compiled on the host into .cache/containers. Needs gcc and libc6-dev.
 CONTAINER_SOURCES := tests/vm/containers/src
 CONTAINER_BUILD := .cache/containers
-CONTAINER_STATIC := attacks everyday prober secrets_service lsm_bench
+CONTAINER_STATIC := attacks everyday network prober secrets_service lsm_bench
 CONTAINER_DYNAMIC := denied dynamic_source
 CONTAINER_PROGRAMS := $(addprefix $(CONTAINER_BUILD)/,$(CONTAINER_STATIC) $(CONTAINER_DYNAMIC) preload.so)
 CONTAINER_CFLAGS := -std=gnu11 -O2 -Wall -Wextra -Werror -Wno-missing-field-initializers

@@ -91,14 +91,18 @@ def protect(values: Iterable[str], *, kind: ObjectKind | None = None) -> list[Ru
     return rules
 
 
-def cgroup_id(pid: int) -> int:
-    """Tell the cgroup of a process by the id the kernel knows it by."""
-    path = next(
+def cgroup_path(pid: int) -> str:
+    """Tell the cgroup of a process by its path below the hierarchy's root."""
+    return next(
         line.split("::", 1)[1]
         for line in Path(f"/proc/{pid}/cgroup").read_text("utf-8").splitlines()
         if line.startswith("0::")
     )
-    return (cgroup_root() / path.lstrip("/")).stat().st_ino
+
+
+def cgroup_id(pid: int) -> int:
+    """Tell the cgroup of a process by the id the kernel knows it by."""
+    return (cgroup_root() / cgroup_path(pid).lstrip("/")).stat().st_ino
 
 
 def namespace_id(pid: int) -> int:

@@ -38,11 +38,12 @@ DYNAMIC_PROGRAMS = (
     "touch",
     "sha256sum",
 )
-STATIC_BUILD = ("attacks", "everyday", "prober", "secrets_service")
+STATIC_BUILD = ("attacks", "everyday", "network", "prober", "secrets_service")
 DYNAMIC_BUILD = ("denied", "dynamic_source")
 COPIES = {
     "attacks": ("opt/attacks/attacks", "opt/sources/trusted", "opt/sources/other"),
     "everyday": ("usr/bin/everyday",),
+    "network": ("opt/attacks/network",),
     "prober": ("usr/bin/prober", "opt/sources/prober-a", "opt/sources/prober-b"),
     "secrets_service": ("usr/bin/secrets_service",),
     "denied": ("usr/bin/denied",),

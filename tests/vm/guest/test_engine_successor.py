@@ -7,23 +7,26 @@ old rules is never executed again. Source numbers of the two tables differ on pu
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
+import re
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from guest_agent.engines.bpf_lsm.engine import BpfLsmEngine
+from guest_agent.engines.bpf_lsm.engine import BpfLsmEngine, cgroup_root
 from guest_agent.engines.bpf_lsm.plan import compile_table, fingerprint, source_of
 from guest_agent.engines.port import EnforcedWorkload, EngineError, SuccessorRecord
 from hauberk.policy.rules import Action, RuleSet, Section
 from tests.vm.containers import bundle as oci
 from tests.vm.containers import enforced, rootfs
 from tests.vm.containers.asker import DENIED, Asker
-from tests.vm.containers.enforced import file_rule
+from tests.vm.containers.enforced import cgroup_path, file_rule
 from tests.vm.containers.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -52,6 +55,26 @@ SECOND = enforced.rule_set(
 NOTHING = RuleSet((file_rule("/", Action.BLOCK), replace(file_rule("/", Action.BLOCK), section=Section.PROCESS)))
 THIRD = enforced.rule_set([OPEN, file_rule(PASSWD, Action.BLOCK, sources=(PLAIN,))])
 
+# What `network` tries and a packet filter has nothing against, and how the rest is told.
+INNOCENT = (
+    "tcp", "udp6", "local", "netlink", "listing", "other-cgroup-local", "cgroup-below", "received-own",
+    "local-file-system",
+)  # fmt: skip
+HAND_OVER = """\
+import socket, sys
+listener, given = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_INET)
+listener.bind(sys.argv[1])
+listener.listen()
+print("ready", flush=True)
+while True:
+    with listener.accept()[0] as connection:
+        socket.send_fds(connection, [b"."], [given.fileno()])
+"""
+TOLD = {
+    ("network", "net_admin"), ("network", "net_raw"), ("network", "socket"), ("network", "receive"),
+    ("mount", "file_system"),
+}  # fmt: skip
+
 _numbers = itertools.count(1)
 
 
@@ -63,16 +86,13 @@ class Container(NamedTuple):
     workload: EnforcedWorkload
 
 
-def described(container: Container, rules: RuleSet) -> EnforcedWorkload:
+def described(container: Container, rules: RuleSet, network_namespace: int = 0) -> EnforcedWorkload:
     """Describe a container with other rules."""
-    held = container.workload
-    return EnforcedWorkload(
-        held.workload_id,
-        held.container_id,
-        held.cgroup_id,
-        held.mount_namespace,
-        compile_table(rules).blob,
-        fingerprint(rules),
+    return replace(
+        container.workload,
+        table=compile_table(rules).blob,
+        table_digest=fingerprint(rules),
+        network_namespace=network_namespace,
     )
 
 
@@ -93,10 +113,10 @@ class Guest:
         self.running: dict[int, Container] = {}
         self.askers: list[Asker] = []
 
-    def start(self, rules: RuleSet) -> Container:
+    def start(self, rules: RuleSet, options: oci.Options | None = None) -> Container:
         """Create, register and start a container."""
         name = f"running-{next(_numbers)}"
-        bundle = oci.write(self.base / "bundles" / name, self.base / "rootfs", oci.Options())
+        bundle = oci.write(self.base / "bundles" / name, self.base / "rootfs", options or oci.Options())
         self.runtime.create(name, bundle).check()
         pid = int((bundle.directory / "pid").read_text("utf-8"))
         container = Container(name, bundle, enforced.workload(name, pid, rules))
@@ -111,12 +131,12 @@ class Guest:
         self.askers.append(made)
         return made
 
-    def advance(self, rules: Sequence[tuple[Container, RuleSet]]) -> SuccessorRecord:
-        """Put rules in force for all containers."""
+    def advance(self, rules: Sequence[tuple[Container, RuleSet]], *, network_namespace: int = 0) -> SuccessorRecord:
+        """Put rules in force for all containers, and a packet filter's confinement in one namespace."""
         present = self.engine.successor()
         number = present.number + 1 if present else 1
         successor = SuccessorRecord(f"{number:064x}", number * 10, number)
-        self.engine.advance(successor, [described(container, new) for container, new in rules])
+        self.engine.advance(successor, [described(container, new, network_namespace) for container, new in rules])
         return successor
 
     def remove(self, container: Container) -> None:
@@ -209,8 +229,79 @@ def test_a_task_whose_path_is_too_long_to_be_told_gets_nothing(guest: Guest) -> 
     asker = guest.asker(container, LONG_NAME)
     assert asker.answers(PASSWD, SECRET) == [True, False]
     guest.advance([(container, THIRD)])
+    list(guest.engine.drain())
     assert asker.answers(PASSWD, SECRET) == [False, False]
+    assert [(event.verdict, event.path) for event in guest.engine.drain()] == [("deny", PASSWD), ("deny", SECRET)]
     assert guest.asker(container, LONG_NAME).answers(PASSWD, SECRET) == [True, True]  # an exec tells it anew
+
+
+def test_two_tasks_that_cannot_be_told_are_not_the_same_source(guest: Guest) -> None:
+    container = guest.start(FIRST)
+    asker = guest.asker(container, LONG_NAME)
+    assert asker.ask("/", "trace-parent") == "0"
+    guest.advance([(container, THIRD)])
+    assert asker.ask("/", "trace-parent") == str(errno.EPERM)
+    guest.advance([(container, RuleSet(()))])  # where no source has rights of its own there is nothing to borrow
+    assert asker.ask("/", "trace-parent") == "0"
+
+
+@pytest.fixture
+def handover(tmp_path: Path) -> Iterator[Path]:
+    """Give a directory with a socket ``socket`` that hands a network socket to whoever connects.
+
+    Of another process than this one: no workload talks to the agent.
+    """
+    path = tmp_path / "handover"
+    path.mkdir()
+    with subprocess.Popen([sys.executable, "-c", HAND_OVER, path / "socket"], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        yield path
+        process.kill()
+
+
+def attempts(guest: Guest, container: Container) -> dict[str, int]:
+    """Try every way round a packet filter in the container; give the errnos."""
+    source = Path("tests/vm/containers/src/network.c").read_text("utf-8")
+    names = re.findall(r'^\t\{ "([^"]+)"', source, re.MULTILINE)
+    inside = cgroup_path(int((container.bundle.directory / "pid").read_text("utf-8")))
+    environment = (
+        "OUTSIDE=/mnt/cgroup/outside", f"INSIDE=/mnt/cgroup{inside}", "NAMESPACE=/mnt/namespace",
+        "HANDOVER=/mnt/handover/socket",
+    )  # fmt: skip
+    command = ["/opt/attacks/network", *names]
+    done = guest.runtime.execute(container.name, container.bundle, command, environment=environment).check()
+    return {name: int(number) for name, number in map(str.split, done.output.splitlines())}
+
+
+def test_a_workload_with_network_rules_has_only_sockets_of_its_own(guest: Guest, handover: Path) -> None:
+    """Each way round works while there are no network rules, and again when a successor has taken them away."""
+    outside = cgroup_root() / "outside"
+    outside.mkdir(exist_ok=True)
+    subprocess.run(["ip", "netns", "add", "another"], check=True)
+    options = oci.Options(
+        capabilities=oci.grantable(),
+        mask_paths=False,
+        resources={"devices": [{"allow": True, "access": "rwm"}]},
+        namespaces=tuple(kind for kind in oci.NAMESPACES if kind not in {"cgroup", "network"}),
+        volumes=(
+            oci.Volume(cgroup_root(), "/mnt/cgroup"),
+            oci.Volume(Path("/run/netns/another"), "/mnt/namespace"),
+            oci.Volume(handover, "/mnt/handover"),
+        ),
+    )
+    container = guest.start(RuleSet(()), options)
+    own = Path("/proc/self/ns/net").stat().st_ino
+    free = attempts(guest, container)
+    assert free == dict.fromkeys(free, 0)
+    for number in (own, 0, own):  # in both epochs, and away again
+        guest.advance([(container, RuleSet(()))], network_namespace=number)
+        list(guest.engine.drain())
+        expected = dict.fromkeys(free, errno.EPERM if number else 0) | dict.fromkeys(INNOCENT, 0)
+        assert attempts(guest, container) == expected
+        told = {(event.operation, event.detail) for event in guest.engine.drain() if event.verdict == "deny"}
+        assert told == (TOLD if number else set())
+    subprocess.run(["ip", "netns", "del", "another"], check=True)
 
 
 def test_a_table_that_refuses_everything_does(guest: Guest) -> None:
