@@ -14,6 +14,7 @@ from functools import cache, partial
 from hashlib import sha256
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from guest_agent.api import hook_socket
+from guest_agent.network import names
 from guest_agent.trust import Trust, TrustError, TrustRoot
 from guest_agent.trust import verify as verify_bundle
 from guest_agent.workloads import oci_state
@@ -37,9 +39,10 @@ from hauberk.bundle import (
     signatures,
     sigstore,
 )
-from hauberk.policy import explain, models, normalise
+from hauberk.policy import explain, models, normalise, traffic
 from hauberk.policy.rules import RuleSet
 from tests.fuzz.properties import FindingError, check_text, ensure, possible_signatures, refuses_or
+from tests.unit.agent import dns_messages
 from tests.unit.policy import documents_of_each_kind
 
 if TYPE_CHECKING:
@@ -399,6 +402,42 @@ def _hook_answers() -> Iterator[bytes]:
             yield hook_socket.encode_answer(hook_socket.HookAnswer(accepted, message))
 
 
+# ---- network -------------------------------------------------------------------------------------------------------
+
+
+def resolver_answers(data: bytes) -> None:
+    """Read a resolver's answer: it says nothing that is not in it, and cut no more than whole."""
+    answer = names.read(data)
+    if answer is None:
+        return
+    ensure(traffic.domain_name(answer.name) == answer.name, "a name that no policy can name")
+    ensure(answer.addresses, "an answer without addresses")
+    for text, seconds in answer.addresses:
+        address = ip_address(text)
+        ensure(str(address) == text, "an address has a second spelling")
+        ensure(address.packed in data, "an address that is not in the answer")
+        ensure(0 <= seconds <= names.MAXIMUM_SECONDS, "a time that is none")
+    whole = dict(answer.addresses)
+    cut = names.read(data[: sha256(data).digest()[0] * len(data) // 256])
+    for text, seconds in () if cut is None else cut.addresses:
+        ensure(text in whole and seconds >= whole[text], "a cut answer says more than the whole one")
+
+
+def _resolver_answers() -> Iterator[bytes]:
+    address, alias, asked = dns_messages.address, dns_messages.alias, dns_messages.QUESTION
+    name = dns_messages.name
+    yield dns_messages.message("www.example.com", dns_messages.A, address(asked, "192.0.2.1", 60))
+    yield dns_messages.message("www.example.com", dns_messages.AAAA, address(asked, "2001:db8::1", 60))
+    yield dns_messages.message(
+        "www.example.com",
+        dns_messages.ANY,
+        alias(asked, "b.example.net", 30),
+        address(name("b.example.net"), "192.0.2.1", 60),
+        address(name("b.example.net"), "2001:db8::1", 20),
+        address(b"\1c" + dns_messages.pointer(16), "192.0.2.2"),
+    )
+
+
 TARGETS = {
     target.name: target
     for target in (
@@ -414,5 +453,6 @@ TARGETS = {
         Target("hook-requests", hook_requests, _hook_requests),
         Target("oci-states", oci_states, _oci_states),
         Target("hook-answers", hook_answers, _hook_answers),
+        Target("resolver-answers", resolver_answers, _resolver_answers),
     )
 }
