@@ -78,8 +78,10 @@ def _bundle(request: dict[str, object]) -> dict[str, object]:
 
     ``trustRoot``, ``bundle``, ``signature`` in base64, ``sealedDigest`` or null; ``successors``, pairs of bundle and
     signature in base64, in their order; ``accepted``, digest, version and number of the one that the kernel has in
-    force, or null. A bundle that is submitted is the last of the successors.
+    force, or null. A bundle that is submitted is the last of the successors. ``engines`` are those that work here,
+    ``entities`` the entities the configuration resolves, ``resolvers`` is whether there are any.
     """
+    from guest_agent.network import groups  # noqa: PLC0415
     from guest_agent.trust.verification import successor_rule  # noqa: PLC0415
     from guest_agent.workloads.interchange import rule_to_json  # noqa: PLC0415
     from guest_agent.workloads.selection import selector_to_json  # noqa: PLC0415
@@ -90,14 +92,18 @@ def _bundle(request: dict[str, object]) -> dict[str, object]:
     verified = trust.require_current()
     bundle, terms = verified.bundle, verified.bundle.terms
     rule = successor_rule(trust.root, bundle)
+    engines = frozenset(_texts(request, "engines"))
+    known = groups.Known(frozenset(_texts(request, "entities")), resolvers=request["resolvers"] is True)
     policies: list[object] = []
     unenforced: list[coverage.Unenforced] = []
     for policy in models.load((file.file, file.text.encode()) for file in bundle.policies):
         selector = normalise.selector(policy.model)
         rules = normalise.rules(policy)
-        reported = coverage.report(rules, selector.scope)
+        packets = coverage.packets_in_force(rules) if coverage.NFTABLES in engines else ()
+        reported = (*coverage.report(rules, selector.scope, engines), *groups.report(packets, known))
         unenforced += reported[: MAXIMUM_TOLD - len(unenforced)]
-        held = coverage.in_force(rules) if selector.scope is Scope.CONTAINER else ()
+        by_path = selector.scope is Scope.CONTAINER and coverage.ENGINE in engines
+        held = (*(coverage.in_force(rules) if by_path else ()), *groups.held(packets, known))
         policies.append(
             {
                 "name": policy.name,
@@ -156,6 +162,14 @@ def _table(request: dict[str, object]) -> dict[str, object]:
 
     table = compile_table(rule_set_from_json(request["ruleSet"]))
     return {"blob": base64.b64encode(table.blob).decode("ascii")}
+
+
+def _texts(request: dict[str, object], name: str) -> list[str]:
+    found = request[name]
+    if not isinstance(found, list):
+        message = f"found {type(found).__name__}, expected a list for {name}"
+        raise RequestError(message)
+    return list(map(str, found))
 
 
 def _bytes(request: dict[str, object], name: str) -> bytes:

@@ -3,7 +3,8 @@
 
 The kernel alone says what is in force. A record adds what alerts, status and successors need (names, rules, the init's
 pid, where its paths led) and is believed only if its ids and table digest are those the kernel holds. Without one the
-container stays under its rules, alerts name none, and the next successor refuses it everything.
+container stays under its rules, alerts name none, and the next successor refuses it everything. Rules about packets
+are in no record: they follow from the bundle in force and the container's names.
 
 Before a successor's rules come into force, each workload's record under them lies beside the present one
 (``ID.next``): whichever the kernel holds after a kill is the one that counts. The successors themselves, bundle and
@@ -36,6 +37,8 @@ MAXIMUM_CHAIN: Final = 64
 MAXIMUM_CHAIN_BYTES: Final = 64 << 20
 """Most bytes of all of them: they lie in memory, below /run."""
 _RESERVATION: Final = "next-workload-id"
+_NETWORK: Final = "network"
+_ABSENT: Final = "registrations"
 _CHAIN: Final = "successors"
 _NEXT: Final = ".next"
 _LOCK: Final = "lock"
@@ -62,6 +65,8 @@ class Record:
     root_path: str = ""  # where its root stood when it was registered, without a link on the way
     held: bool = False  # whether it has been under rules ever since it started
     forms: tuple[tuple[str, tuple[str, ...]], ...] = ()  # what its paths led to before it ran
+    network_namespace: int = 0  # its inode; 0: not known
+    refused: bool = False  # whether a successor refuses it everything
 
     @property
     def names(self) -> WorkloadIdentity:
@@ -86,12 +91,13 @@ class Record:
         root_path: str = "",
         held: bool = False,
         forms: tuple[tuple[str, tuple[str, ...]], ...] = (),
+        network_namespace: int = 0,
     ) -> Record:
         """Put a record together."""
         return cls(
             workload_id, container_id, table_digest, identity, names.name, names.namespace, names.container_name,
             names.image, tuple(sorted(names.labels.items())), policies, aliases, unenforced, rule_set,
-            names.image_digest, root_path, held, forms,
+            names.image_digest, root_path, held, forms, network_namespace,
         )  # fmt: skip
 
     def encode(self) -> bytes:
@@ -116,6 +122,8 @@ class Record:
                 "rootPath": self.root_path,
                 "held": self.held,
                 "forms": self.forms,
+                "networkNamespace": self.network_namespace,
+                "refused": self.refused,
             }
         ).encode()  # fmt: skip
 
@@ -143,6 +151,8 @@ class Record:
             root_path=str(found["rootPath"]),
             held=found["held"] is True,
             forms=tuple((str(path), tuple(map(str, forms))) for path, forms in found["forms"]),
+            network_namespace=int(found["networkNamespace"]),
+            refused=found["refused"] is True,
         )
 
 
@@ -187,6 +197,25 @@ class RecordStore:
     def reserve(self, below: int) -> None:
         """Note that workload ids below ``below`` may be used from now on. Raises OSError."""
         self._replace(self._directory / _RESERVATION, str(below).encode("ascii"))
+
+    def write_network(self, data: bytes) -> None:
+        """Write what networks are remembered by: learned names, periods of quotas. Raises OSError."""
+        self._replace(self._directory / _NETWORK, data)
+
+    def read_network(self) -> bytes:
+        """Give what :meth:`write_network` wrote last; nothing when there is nothing that can be read."""
+        try:
+            return (self._directory / _NETWORK).read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            logger.warning("what is remembered of networks cannot be read: %s", error)
+            return b""
+
+    @property
+    def absent_engine(self) -> Path:
+        """The file where the engine for kernels without one keeps what it was told."""
+        return self._directory / _ABSENT
 
     def reserved_below(self) -> int | None:
         """Give what was last reserved, None when nothing (readable) was."""
@@ -286,7 +315,7 @@ class RecordStore:
     def keep_only(self, workload_ids: set[int]) -> None:
         """Remove the records of all other workloads."""
         for path in self._directory.iterdir():
-            if path.name in (_RESERVATION, _LOCK, _CHAIN):
+            if path.name in (_RESERVATION, _LOCK, _CHAIN, _NETWORK, _ABSENT):
                 continue
             if path.suffix != ".json" or not path.stem.isdigit() or int(path.stem) not in workload_ids:
                 path.unlink(missing_ok=True)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _NO_ANSWER: Final = ("OSError", "ChildProcessError")
 """Kinds of a child's error that say nothing of what was asked: it was not started, or ended without an answer."""
+NOTHING_HOLDS: Final = "the bundle in force has no rules that this container can be held to"
 PATIENCE_SECONDS: Final = 60.0
 """How long a submission waits for registrations under way."""
 
@@ -39,12 +40,16 @@ class SubmitError(HauberkError):
 
 @dataclass(frozen=True, slots=True)
 class Following:
-    """One container under a successor: its table, its record (None: it has none) and why it is refused everything."""
+    """One container under a successor: its table, its record (None: it has none) and why it is refused everything.
+
+    ``packets`` are its rules about packets.
+    """
 
     digest: str
     table: bytes
     record: Record | None
     refused: str = ""
+    packets: RuleSet = selection.NO_PACKETS
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +116,21 @@ def follow(
         unenforced=chosen.unenforced,
         rule_set=rule_set,
         held=record.held and succession.has_rules(rule_set),  # what is let go once is never again as it was recorded
+        refused=False,
     )
-    return Following(digest, table, following)
+    return Following(digest, table, following, packets=chosen.packets)
 
 
 def _refused(record: Record | None, reason: str, compiled: Callable[[str, RuleSet], bytes]) -> Following:
-    rule_set = succession.refuse_everything("the bundle in force has no rules that this container can be held to")
+    rule_set = succession.refuse_everything(NOTHING_HOLDS)
     digest = fingerprint(rule_set)
     following = None
     if record is not None:
-        following = replace(record, table_digest=digest, policies=(), aliases=(), unenforced=0, rule_set=rule_set)
-    return Following(digest, compiled(digest, rule_set), following, " ".join(reason.split()))
+        following = replace(
+            record, table_digest=digest, policies=(), aliases=(), unenforced=0, rule_set=rule_set, refused=True
+        )
+    packets = succession.refuse_packets(NOTHING_HOLDS)
+    return Following(digest, compiled(digest, rule_set), following, " ".join(reason.split()), packets)
 
 
 @dataclass(slots=True)

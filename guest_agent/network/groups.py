@@ -4,26 +4,26 @@
 Pure. Groups are entities (``host``, ``world``, what the configuration says of others), workloads of this machine by
 their labels, and domain names (:mod:`guest_agent.network.learning`).
 
-What cannot be resolved makes a machine stricter, never more open: an Allow rule then matches nobody by that group; a
-Block rule blocks every peer, and so does one that selects workloads, since those on other machines are not known here.
-:func:`held` writes rules so, before an engine, a record or an alert sees them; :func:`unresolved` says why.
+A group that the configuration does not resolve makes a machine stricter, never more open: an Allow rule then matches
+nobody by it, a Block rule refuses every peer. :func:`held` writes rules so, before an engine or an alert sees them, and
+:func:`report` says why. What no machine can resolve, ``hauberk.policy.coverage`` has written out before.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from hauberk.policy import coverage
 from hauberk.policy.coverage import Unenforced
-from hauberk.policy.rules import Action, PeerMatch, Rule
+from hauberk.policy.rules import Action, PeerMatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from guest_agent.engines.network_port import GroupMembers
-    from hauberk.policy.rules import PeerGroup
+    from hauberk.policy.rules import PeerGroup, Rule
 
 HOST: Final = "host"
 WORLD: Final = "world"
@@ -50,43 +50,37 @@ class Peers:
     workloads: tuple[tuple[tuple[tuple[str, str], ...], str, tuple[str, ...]], ...] = ()
 
 
-def unresolved(rule: Rule, known: Known) -> str | None:
-    """Say why a rule's groups have not the members it means; None if they have."""
-    if not isinstance(rule.match, PeerMatch):
-        return None
-    for group in rule.match.groups:
-        if group.kind == "entity" and group.value not in known.entities | {HOST, WORLD}:
-            return f"the configuration does not say what the entity {group.value} is (networkEntities)"
-        if group.kind == "name" and not known.resolvers:
-            return "there is no resolver to learn addresses from (networkResolvers, /etc/resolv.conf)"
-        if group.kind == "workloads" and rule.action is Action.BLOCK:
-            return "workloads on other machines are not known here, so they cannot be told from the rest"
+def unresolved(group: PeerGroup, known: Known) -> str | None:
+    """Say why a group's members are not known on this machine; None if they are."""
+    if group.kind == "entity" and group.value not in known.entities | {HOST, WORLD}:
+        return f"the configuration does not say what the entity {group.value} is (networkEntities)"
+    if group.kind == "name" and not known.resolvers:
+        return "there is no resolver to learn addresses from (networkResolvers, /etc/resolv.conf)"
     return None
 
 
 def report(rules: Iterable[Rule], known: Known) -> tuple[Unenforced, ...]:
-    """Tell of every rule whose groups have not the members it means."""
+    """Tell of every rule with a group whose members are not known on this machine."""
     return tuple(
         Unenforced(rule.origin, coverage.said(rule), reason, _instead(rule))
         for rule in rules
-        if (reason := unresolved(rule, known)) is not None
+        if (reason := next(filter(None, (unresolved(group, known) for group in _groups(rule))), None)) is not None
     )
 
 
 def held(rules: Iterable[Rule], known: Known) -> tuple[Rule, ...]:
     """Give rules as an engine is to hold them: none is looser than what is written."""
-    return tuple(_strictest(rule) if unresolved(rule, known) else rule for rule in rules)
+    return tuple(
+        coverage.without(rule, [group for group in _groups(rule) if unresolved(group, known)]) for rule in rules
+    )
 
 
-def _strictest(rule: Rule) -> Rule:
-    if rule.action is not Action.BLOCK or not isinstance(rule.match, PeerMatch):
-        return rule  # nobody is a member
-    everybody = replace(rule.match, cidrs=(), exceptions=(), groups=())
-    return replace(rule, match=everybody, message=rule.message or "whom it means is not known: every peer is blocked")
+def _groups(rule: Rule) -> tuple[PeerGroup, ...]:
+    return rule.match.groups if isinstance(rule.match, PeerMatch) else ()
 
 
 def _instead(rule: Rule) -> str:
-    return "it blocks every peer" if rule.action is Action.BLOCK else "nobody is matched by it"
+    return "it refuses every peer" if rule.action is Action.BLOCK else "nobody is matched by that"
 
 
 def members(group: PeerGroup, peers: Peers) -> GroupMembers | None:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from guest_agent.workloads.registry import Identity
 
 MAXIMUM_CONFIG_BYTES: Final = 8 << 20
+NETWORK_CAPABILITIES: Final = ("CAP_NET_ADMIN", "CAP_NET_RAW")
+"""With the first a workload changes the tables of its namespace, with the second it sends what has no socket of IP."""
 MAXIMUM_SEARCHED_ENTRIES: Final = 200_000
 """Most directory entries looked at while searching for the other names of hard-linked files."""
 MAXIMUM_ADDED_RULES: Final = 2000
@@ -56,13 +58,15 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class BundleConfig:
-    """The two things of config.json the agent wants. Arguments and environment are not kept.
+    """The three things of config.json the agent wants. Arguments and environment are not kept.
 
-    ``root_path`` is absolute, as seen from the runtime's mount namespace.
+    ``root_path`` is absolute, as seen from the runtime's mount namespace. ``network_capabilities`` are those the
+    container may have that change a network namespace or pass its rules by.
     """
 
     root_path: str
     annotations: Mapping[str, str]
+    network_capabilities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,17 @@ def parse_config(data: bytes, bundle: str) -> BundleConfig:
     if not all(map(_whole, (path, *annotations, *annotations.values()))):
         message = f"config.json of bundle {bundle}: half a surrogate pair in root.path or annotations, expected text"
         raise ConfigError(message)
-    return BundleConfig(posixpath.normpath(posixpath.join(bundle, path)), annotations)
+    root_path = posixpath.normpath(posixpath.join(bundle, path))
+    return BundleConfig(root_path, annotations, _network_capabilities(document.get("process")))
+
+
+def _network_capabilities(process: object) -> tuple[str, ...]:
+    """Give those of the two capabilities that a process may have; both where the configuration does not say."""
+    capabilities = process.get("capabilities") if isinstance(process, dict) else None
+    if not isinstance(capabilities, dict):
+        return NETWORK_CAPABILITIES
+    granted = {str(name).upper() for listed in capabilities.values() if isinstance(listed, list) for name in listed}
+    return tuple(name for name in NETWORK_CAPABILITIES if name in granted)
 
 
 def gather(pid: int, config: BundleConfig, rule_set: RuleSet, machine: Machine) -> WorkloadFacts:

@@ -32,6 +32,7 @@ from hauberk.policy.rules import (
     ObjectKind,
     Operation,
     Origin,
+    PeerMatch,
     Rule,
     RuleSet,
     Section,
@@ -60,6 +61,25 @@ def refuse_everything(reason: str) -> RuleSet:
                 message=reason,
             )
             for section in (Section.PROCESS, Section.FILE)
+        ),
+        Verdict.DENY,
+    )
+
+
+def refuse_packets(reason: str) -> RuleSet:
+    """Give the rules about packets of such a container: nothing comes in, nothing goes out, old flows included."""
+    return RuleSet(
+        tuple(
+            Rule(
+                section,
+                ObjectKind.PEER,
+                "any peer",
+                Action.BLOCK,
+                Origin(policy="(successor)", field=""),
+                message=reason,
+                match=PeerMatch(),
+            )
+            for section in (Section.INGRESS, Section.EGRESS)
         ),
         Verdict.DENY,
     )

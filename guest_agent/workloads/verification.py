@@ -243,7 +243,7 @@ def _namespace(pid: int | str, kind: str, name: str, machine: Machine) -> int:
 
 
 def processes_of(identity: Identity, machine: Machine) -> Iterator[int]:
-    """Give the processes of a workload: its init, and those in its cgroup and below; what cannot be read is left out."""
+    """Give the processes of a workload: its init, and those in its cgroup and below, as far as they can be read."""
     if _init_alive(identity, machine):
         yield identity.pid
     if not identity.cgroup_path:
