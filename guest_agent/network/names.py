@@ -84,7 +84,7 @@ def read(payload: bytes) -> Answer | None:
             target = _name_within(payload, record)
             if target is not None:
                 aliases.setdefault(record.owner, (target, record.seconds))
-        elif record.kind in {kind, *(_LENGTHS if kind == _ANY else ())}:
+        elif record.kind in _LENGTHS and kind in {record.kind, _ANY}:
             address = _address(payload[record.start : record.start + record.length], record.kind)
             if address is not None:
                 addresses.append((record.owner, address, record.seconds))

@@ -99,6 +99,7 @@ def test_only_the_type_that_was_asked_for() -> None:
     wrong_lengths = (Record(QUESTION, A, 9, b"\x7f\0\0"), Record(QUESTION, AAAA, 9, b"\x7f\0\0\1"))
     assert read(message(WWW, ANY, *wrong_lengths)) is None
     assert read(message(WWW, A, Record(QUESTION, A, 9, b"\xc0\0\2\1", of_network=3))) is None
+    assert read(message(WWW, ANY, Record(QUESTION, ANY, 9, b"\xc0\0\2\1"))) is None  # no record is of that type
 
 
 @pytest.mark.parametrize("text", ["0.0.0.0", "224.0.0.1", "255.255.255.255", "::", "ff02::1", "::ffff:192.0.2.1"])  # noqa: S104
