@@ -23,7 +23,11 @@ the image by it. A container outside the target, or whose digest is not known, i
 
 A container that no policy covers gets the bundle's default: ``deny`` refuses it, ``allow`` registers it without
 rules, ``audit`` registers it and tells each program it starts. A policy of which no engine enforces anything covers
-nobody: it would take a container out of the default and protect it from nothing.
+nobody: it would take a container out of the default and protect it from nothing. One with network rules alone covers:
+the container has these and may execute what it likes, as its author says.
+
+A container's rules come in two sets, since two engines hold them: those about paths, and those about packets. The host
+has rules about packets only, from the policies for hosts; the target is about containers.
 """
 
 from __future__ import annotations
@@ -35,8 +39,9 @@ from typing import TYPE_CHECKING, Final
 
 from guest_agent.workloads.interchange import rule_from_json
 from hauberk.policy.coverage import Unenforced
-from hauberk.policy.normalise import POSTURES, join
 from hauberk.policy.rules import (
+    PACKET_SECTIONS,
+    POSTURES,
     Action,
     ObjectKind,
     Operation,
@@ -45,6 +50,7 @@ from hauberk.policy.rules import (
     RuleSet,
     Section,
     Verdict,
+    join,
 )
 from hauberk.policy.selectors import Scope, Selector, WorkloadIdentity
 
@@ -69,6 +75,8 @@ _OWN_CONTAINER: Final = "io.hauberk.container-name"
 _OWN_DIGEST: Final = "io.hauberk.image-digest"
 _NAMED_DIGEST: Final = re.compile(r"@(sha256:[0-9a-f]{64})\Z")
 _SHOWN: Final = 5
+NO_PACKETS: Final = RuleSet(())
+"""No rules about packets."""
 
 
 class SelectionError(Exception):
@@ -123,7 +131,8 @@ class PolicySet:
     """A verified bundle's content, as far as the agent needs it. ``default`` is "deny", "audit" or "allow".
 
     ``unenforced`` has the first rules that no engine enforces as they are written; the policies' counts have all.
-    ``posture`` is what is enforced, for programs and files; ``postures`` are the words for all classes, to be shown.
+    ``posture`` is what is enforced for programs and files; ``postures`` are the words for all classes, of which
+    ``network`` is enforced for packets.
     """
 
     digest: str
@@ -137,6 +146,12 @@ class PolicySet:
     postures: tuple[tuple[str, str], ...] = ()
     target: Target | None = None
     succession: Succession = Succession()
+
+    @property
+    def packet_postures(self) -> tuple[tuple[Section, Verdict], ...]:
+        """The posture of packets where the bundle says one; otherwise they follow files, as in every rule set."""
+        word = dict(self.postures).get(Section.NETWORK.value)
+        return ((Section.NETWORK, POSTURES[word]),) if word in POSTURES else ()
 
     @property
     def unenforced_count(self) -> int:
@@ -173,12 +188,14 @@ class PolicySet:
 class Selection:
     """The rules of one container and the policies they are from; no policies: the bundle's default.
 
-    ``unenforced`` counts the rules of all policies that select the container and that no engine enforces as written.
+    ``rule_set`` is about paths, ``packets`` about packets; ``unenforced`` counts the rules of all policies that select
+    the container and that no engine enforces as written.
     """
 
     rule_set: RuleSet
     policies: tuple[str, ...]
     unenforced: int = 0
+    packets: RuleSet = NO_PACKETS
 
 
 def identify(annotations: Mapping[str, str], container_id: str) -> WorkloadIdentity:
@@ -210,14 +227,14 @@ def select(policy_set: PolicySet, identity: WorkloadIdentity) -> Selection:
 
     Raises SelectionError when no policy covers it and the bundle's default is deny.
     """
-    targeted = policy_set.target is None or policy_set.target.covers(identity)
-    policies = policy_set.policies if targeted else ()
-    selecting = [policy for policy in policies if policy.selector.matches(policy.namespace, identity)]
+    selecting = selected_by(policy_set, identity)
     unenforced = sum(policy.unenforced for policy in selecting)
     covering = [policy for policy in selecting if policy.rules]
     if covering:
-        rule_set = join((rule for policy in covering for rule in policy.rules), policy_set.posture)
-        return Selection(rule_set, tuple(policy.name for policy in covering), unenforced)
+        rules = [rule for policy in covering for rule in policy.rules]
+        rule_set = join((rule for rule in rules if rule.section not in PACKET_SECTIONS), policy_set.posture)
+        names = tuple(policy.name for policy in covering)
+        return Selection(rule_set, names, unenforced, _packets(policy_set, rules))
     match policy_set.default:
         case "allow":
             return Selection(RuleSet((), Verdict.ALLOW), (), unenforced)
@@ -227,6 +244,23 @@ def select(policy_set: PolicySet, identity: WorkloadIdentity) -> Selection:
             raise SelectionError(_uncovered(policy_set, identity, selecting))
 
 
+def selected_by(policy_set: PolicySet, identity: WorkloadIdentity) -> list[Policy]:
+    """Give the policies that select a container, or the host; nobody outside of a bundle's target is selected."""
+    if not identity.host and policy_set.target is not None and not policy_set.target.covers(identity):
+        return []
+    return [policy for policy in policy_set.policies if policy.selector.matches(policy.namespace, identity)]
+
+
+def host_packets(policy_set: PolicySet, host: WorkloadIdentity) -> RuleSet:
+    """Give the rules about packets of the machine itself."""
+    return _packets(policy_set, [rule for policy in selected_by(policy_set, host) for rule in policy.rules])
+
+
+def _packets(policy_set: PolicySet, rules: list[Rule]) -> RuleSet:
+    held = tuple(rule for rule in rules if rule.section in PACKET_SECTIONS)
+    return RuleSet(held, policy_set.posture, policy_set.packet_postures)
+
+
 def _uncovered(policy_set: PolicySet, identity: WorkloadIdentity, selecting: list[Policy]) -> str:
     """Say why a container is refused that gets no rules."""
     container = f"container {identity.container_name or '(unnamed)'} in namespace {identity.namespace or '(none)'}"
@@ -234,8 +268,8 @@ def _uncovered(policy_set: PolicySet, identity: WorkloadIdentity, selecting: lis
         names = ", ".join(policy.name for policy in selecting[:_SHOWN])
         return (
             f"{container} is covered only by policies of which no engine enforces any rule ({names}), and the default "
-            f"of bundle {policy_set.name} is deny; add a policy with process or file rules that selects it, or sign a "
-            "bundle with another default"
+            f"of bundle {policy_set.name} is deny; add a policy with rules that are enforced here and that selects it, "
+            "or sign a bundle with another default"
         )
     if policy_set.target is not None and not policy_set.target.covers(identity):
         found = identity.image_digest or "unknown"
