@@ -264,10 +264,19 @@ class Network(Places):
     def collect(self, seconds: float) -> None:
         """Take in what is told, waiting so long for the first of it."""
         for key, _ in self._selector.select(seconds):
-            prober = key.fileobj
-            assert isinstance(prober, Prober)
-            for line in prober.read():
-                self._told(prober.name, line)
+            key.data()
+
+    def watch(self, descriptor: int, take: Callable[[], None]) -> None:
+        """Call ``take`` whenever something else can be read while what is told is taken in."""
+        self._selector.register(descriptor, selectors.EVENT_READ, take)
+
+    def round_of(self, source_port: int) -> Round | None:
+        """Give the round whose packets have this source port."""
+        return self._rounds.get(source_port)
+
+    def _hear(self, prober: Prober) -> None:
+        for line in prober.read():
+            self._told(prober.name, line)
 
     def collect_until(self, enough: Callable[[], bool], seconds: float) -> bool:
         """Take in what is told until there is enough of it or the time is over; tell which."""
@@ -352,7 +361,7 @@ class Network(Places):
             prober = Prober(program, inside, plan.name)
             stack.callback(prober.close)
             self._probers[plan.name] = prober
-            self._selector.register(prober, selectors.EVENT_READ)
+            self._selector.register(prober, selectors.EVENT_READ, functools.partial(self._hear, prober))
             prober.say(_listening(plan))
         stack.callback(self._selector.close)
         self.settle()

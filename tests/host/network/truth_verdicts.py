@@ -28,7 +28,7 @@ from hauberk.policy.rules import (
 from hauberk.policy.selectors import WorkloadIdentity
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from hauberk.policy.collection import NormalPolicy
     from hauberk.policy.exemptions import Exemption
@@ -68,19 +68,19 @@ class Verdicts:
         state: State,
         entities: Mapping[str, tuple[str, ...]] | None = None,
         names: Mapping[str, tuple[str, ...]] | None = None,
-        exempt: tuple[Exemption, ...] | None = None,
+        exempt: Callable[[Workload], tuple[Exemption, ...]] | None = None,
     ) -> None:
         """Read the policies.
 
-        ``entities`` are networks by the entity's name, ``names`` addresses by domain name, ``exempt`` is what no rule
-        is about. Raises PolicyError where a policy is not valid: a case that cannot be read shows nothing.
+        ``entities`` are networks by the entity's name, ``names`` addresses by domain name, ``exempt`` gives what no
+        rule of a workload is about. Raises PolicyError for a policy that is not valid: it would show nothing.
         """
         self.state = state
         files = [("case.yaml", state.text())] if state.policies else []
         self.policies: tuple[NormalPolicy, ...] = collection.load(files)
         self._entities = dict(entities or {})
         self._names = dict(names or {})
-        self._exempt = exemptions.holding(whole=True, machine=False) if exempt is None else exempt
+        self._exempt = exempt or (lambda _: exemptions.holding(whole=True, machine=False))
         self.workloads = {workload.name: workload for workload in state.workloads}
         self.rule_sets = {name: self._rule_set(workload) for name, workload in self.workloads.items()}
         self._decided = functools.cache(self._decide)
@@ -131,7 +131,7 @@ class Verdicts:
     def _decide(self, name: str, direction: Section, peer: Peer) -> Decision:
         rule_set = self.rule_sets[name]
         matching = [rule for rule in rule_set.rules if objects.matches(rule, peer)]
-        known = Circumstances(peer=peer, beyond_quota=False, exemptions=self._exempt)
+        known = Circumstances(peer=peer, beyond_quota=False, exemptions=self._exempt(self.workloads[name]))
         return decide(rule_set, matching, OPERATION_OF[direction], source=None, owner=False, known=known)
 
     def _rule_set(self, workload: Workload) -> RuleSet:

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The truth table: what policies say of each packet, against what becomes of it, and what is told of it.
+
+Every state of a case goes the whole way: text of policies, the reader, selectors, an engine in a real network, packets.
+Of every packet three things must agree: the decision (:mod:`tests.host.network.truth_verdicts`), whether it got through
+and was answered, and the events: one from each end that reports or refuses it, which names the endpoint, the direction,
+the interface and whether a rule or the default decided, and none from anywhere else. So a refusal is never taken from
+silence alone. The same cases hold in three *layouts*:
+
+* ``whole``: a namespace for each workload, with the table inside;
+* ``cgroup``: the workloads of one Kubernetes namespace share a network namespace and are told apart by cgroup;
+* ``interface``: from outside, in the namespace that routes between them.
+
+What never leaves a namespace passes (``lo`` is exempt), so with cgroups the neighbours in one always reach each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self
+
+from guest_agent.engines.network_port import (
+    HOST_ENDPOINT,
+    Cgroup,
+    Desired,
+    Endpoint,
+    Interface,
+    Namespace,
+    NetworkEvent,
+    Settings,
+    Whole,
+)
+from guest_agent.network import groups
+from hauberk.policy import exemptions
+from hauberk.policy.peers import name_matches
+from hauberk.policy.rules import PeerMatch, RuleSet, Section, Verdict
+from tests.host.network.cases import addresses_of
+from tests.host.network.topology import Network, everybody
+from tests.host.network.truth_verdicts import PORTLESS, Verdicts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from guest_agent.engines.network_port import GroupMembers, NetworkEngine
+    from hauberk.policy.rules import Decision, PeerGroup
+    from tests.host.network.cases import Case, State, Workload
+    from tests.host.network.topology import Probe, Round
+    from tests.host.network.truth_verdicts import Judged
+
+Layout = Literal["whole", "cgroup", "interface"]
+EVERYTHING_IS_TOLD: Final = Settings(log_rate=1_000_000, log_burst=1_000_000)
+"""No limit that a test reaches: an event that is missing is a difference."""
+_PATIENCE_SECONDS: Final = 4.0
+"""How long what is expected may take before it counts as missing; nobody waits for it but where there is a difference.
+"""
+_UNANSWERED: Final = {("icmpv6", 139)}
+"""What no kernel answers unless told to; that it arrives has to do."""
+_CGROUPS: Final = tuple(Path("/sys/fs/cgroup") / name for name in ("unified", "."))
+
+
+class Told(NamedTuple):
+    """What an event says, in the terms of this table."""
+
+    endpoint: str
+    direction: Section
+    verdict: str
+    reason: str
+    probe: Probe
+    interface: str
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was done, and every difference that was found."""
+
+    cases: int = 0
+    states: int = 0
+    probes: int = 0
+    refused: int = 0
+    events: int = 0
+    differences: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """Give it in a line, and the differences."""
+        line = (
+            f"{self.cases} cases, {self.states} states, {self.probes} probes ({self.refused} refused), "
+            f"{self.events} events, {len(self.differences)} differences"
+        )
+        return "\n".join((line, *self.differences[:60]))
+
+
+class Table:
+    """A network with an engine in it, in one layout; a context manager."""
+
+    def __init__(self, layout: Layout, engine: Callable[[], NetworkEngine]) -> None:
+        """Take the layout, and what makes the engine once the network is there."""
+        self.layout = layout
+        self.tally = Tally()
+        self._make_engine = engine
+        self._stack = contextlib.ExitStack()
+        self._in_force: set[str] = set()
+        self._expected: dict[int, set[Told]] = {}  # by source port: what comes late still belongs to its round
+        self._round: Round | None = None
+        self._told: set[Told] = set()
+
+    def __enter__(self) -> Self:
+        """Make the network and the engine."""
+        with contextlib.ExitStack() as stack:
+            cgroups = stack.enter_context(_cgroups()) if self.layout == "cgroup" else {}
+            plans = everybody(shared=self.layout == "cgroup", second=self.layout == "whole")
+            self.network = stack.enter_context(Network(plans, cgroups))
+            self._cgroup_of = cgroups
+            self.engine = self._make_engine()
+            stack.callback(self.engine.close)
+            self._namespaces = {
+                machine: Namespace(path.stat().st_ino, str(path))
+                for machine in ("router", *{plan.machine for plan in plans})
+                for path in (self.network.namespace(machine),)
+            }
+            self._machine_of = {namespace.inode: machine for machine, namespace in self._namespaces.items()}
+            self._numbers = {plan.name: number for number, plan in enumerate(plans, start=1)}
+            self._names = {number: name for name, number in self._numbers.items()}
+            self.network.watch(self.engine.fileno(), self._drain)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End everything."""
+        self._stack.close()
+
+    def holds(self, case: Case) -> bool:
+        """Tell whether a case has a meaning in this layout.
+
+        Seen from outside an interface has another name; and a host's policies are about a whole namespace.
+        """
+        if self.layout == "whole":
+            return True
+        return "iface" not in case.features and not any(one.host for state in case.states for one in state.workloads)
+
+    def run(self, case: Case) -> None:
+        """Put each state of a case in force and try its packets. Differences go into the tally."""
+        self.tally.cases += 1
+        for number, state in enumerate(case.states):
+            self.tally.states += 1
+            where = f"{case.group}: {case.name} [{self.layout}, state {number}]"
+            verdicts = Verdicts(state, case.entities, case.names, self._exempt)
+            self._apply(case, state, verdicts)
+            self._try(where, case, state, verdicts)
+
+    def _exempt(self, workload: Workload) -> tuple[exemptions.Exemption, ...]:
+        return exemptions.holding(whole=self.layout != "cgroup", machine=workload.host and self.layout == "whole")
+
+    def _apply(self, case: Case, state: State, verdicts: Verdicts) -> None:
+        wanted: dict[str, list[Endpoint]] = {}
+        rules = [rule for rule_set in verdicts.rule_sets.values() for rule in rule_set.rules]
+        for workload in state.workloads:
+            rule_set = verdicts.rule_sets[workload.name]
+            if rule_set.rules:
+                machine = self.network.plans[workload.name].machine
+                place = "router" if self.layout == "interface" else machine
+                wanted.setdefault(place, []).append(self._endpoint(workload, rule_set, machine))
+        members = self._members(case, state, rules)
+        for machine in sorted(self._in_force - wanted.keys()):
+            self.engine.remove(self._namespaces[machine])
+        self._in_force = set(wanted)
+        for machine, endpoints in wanted.items():
+            desired = Desired(tuple(endpoints), EVERYTHING_IS_TOLD, members)
+            applied = self.engine.apply(self._namespaces[machine], desired)
+            held = self.engine.held(self._namespaces[machine])
+            if held != applied.digest:
+                self.tally.differences.append(f"{case.name}: applied {applied.digest}, but {machine} holds {held}")
+
+    def _endpoint(self, workload: Workload, rule_set: RuleSet, machine: str) -> Endpoint:
+        number = HOST_ENDPOINT if workload.host and self.layout == "whole" else self._numbers[workload.name]
+        match self.layout:
+            case "whole":
+                return Endpoint(number, (rule_set,), Whole())
+            case "interface":
+                return Endpoint(number, (rule_set,), Interface(self.network.router_interface(machine)))
+            case "cgroup":
+                directory = self._cgroup_of[workload.name]
+                level = len(directory.relative_to(_cgroup_root()).parts)
+                return Endpoint(number, (rule_set,), Cgroup(directory.stat().st_ino, level))
+
+    def _members(self, case: Case, state: State, rules: Sequence[object]) -> Mapping[PeerGroup, GroupMembers]:
+        """Give the members of every group that rules name, as the agent finds them; names as the case has them."""
+        workloads = tuple((one.labels, one.namespace, addresses_of(one.name)) for one in state.workloads)
+        peers = groups.Peers(case.entities.get(groups.HOST, ()), case.entities, workloads)
+        found: dict[PeerGroup, GroupMembers] = {}
+        for rule in rules:
+            match = getattr(rule, "match", None)
+            for group in match.groups if isinstance(match, PeerMatch) else ():
+                members = (
+                    tuple((address, 3600) for address in _named(group.value, case.names))
+                    if group.kind == "name"
+                    else groups.members(group, peers)
+                )
+                if members is not None:
+                    found[group] = members
+        return found
+
+    def _try(self, where: str, case: Case, state: State, verdicts: Verdicts) -> None:
+        """Send a state's packets and compare."""
+        probes = case.probes(self.network, state)
+        judged = {probe: verdicts.judge(probe, self.network) for probe in probes}
+        passing = {probe for probe, one in judged.items() if one.passes}
+        expected = {told for probe, one in judged.items() for told in self._events(probe, one)}
+        self._told = set()
+        begun = self._round = self.network.send(probes)
+        self._expected[begun.source_port] = expected
+        answering = {probe for probe in passing if (probe.protocol, probe.port) not in _UNANSWERED}
+        self.network.collect_until(
+            lambda: answering <= begun.answered and passing <= begun.arrived and expected <= self._told,
+            _PATIENCE_SECONDS,
+        )
+        self.network.settle()
+        self._drain()
+        self.network.finish()
+        self.tally.probes += len(probes)
+        self.tally.refused += len(probes) - len(passing)
+        self.tally.events += len(self._told)
+        self._compare(where, begun, judged, answering)
+
+    def _compare(self, where: str, begun: Round, judged: Mapping[Probe, Judged], answering: set[Probe]) -> None:
+        found = self.tally.differences
+        for probe, one in judged.items():
+            if one.passes is not (probe in begun.arrived):
+                found.append(f"{where}: {_packet(probe)} {_got(probe in begun.arrived)}, expected: {_why(one)}")
+            elif (probe in answering) is not (probe in begun.answered):
+                found.append(f"{where}: {_packet(probe)} arrived, but its answer did not")
+        expected = self._expected[begun.source_port]
+        found.extend(f"{where}: {_said(told)} is missing" for told in sorted(expected - self._told))
+        found.extend(f"{where}: {_said(told)}, which nothing explains" for told in sorted(self._told - expected))
+
+    def _events(self, probe: Probe, judged: Judged) -> list[Told]:
+        """Give what is to be told of a packet: by its sender's end, and where it leaves that, by its receiver's."""
+        found = []
+        if judged.egress is not None:
+            found.append(self._event(probe, probe.source, Section.EGRESS, judged.egress))
+        if judged.ingress is not None and judged.sent:
+            found.append(self._event(probe, probe.target, Section.INGRESS, judged.ingress))
+        return [one for one in found if one is not None]
+
+    def _event(self, probe: Probe, who: str, direction: Section, decision: Decision) -> Told | None:
+        if decision.verdict is Verdict.ALLOW:
+            return None
+        address = probe.source_address if direction is Section.EGRESS else probe.target_address
+        interface = self.network.interface_of(address)
+        if self.layout == "interface":
+            interface = self.network.router_interface(self.network.plans[who].machine, interface)
+        reason = "default" if decision.rule is None else "rule"
+        verdict = "deny" if decision.verdict is Verdict.DENY else "audit"
+        return Told(who, direction, verdict, reason, probe, interface)
+
+    def _drain(self) -> None:
+        """Take in what the engine tells."""
+        for event in self.engine.drain():
+            if isinstance(event, NetworkEvent):
+                self._take(event)
+
+    def _take(self, event: NetworkEvent) -> None:
+        if event.direction is None:
+            self.tally.differences.append(f"nobody touched a table, yet this was told: {event}")
+            return
+        begun = self._round
+        if event.source_port is not None:
+            begun = self.network.round_of(event.source_port)
+        kind = event.icmp_type if event.protocol in PORTLESS else event.destination_port
+        found = (event.protocol, event.source_address, event.destination_address, kind or 0)
+        probe = None if begun is None else begun.find(*found)
+        if begun is None or probe is None:
+            self.tally.differences.append(f"told of a packet that nobody sent: {event}")
+            return
+        endpoint = self._name_of(event)
+        sees_out = (event.direction is Section.EGRESS) is not (self.layout == "interface")
+        interface = event.interface_out if sees_out else event.interface_in
+        told = Told(endpoint, event.direction, event.verdict, event.reason, probe, interface)
+        if begun is self._round:
+            self._told.add(told)
+        elif told not in self._expected[begun.source_port]:
+            self.tally.differences.append(f"told late, and wrong: {_said(told)}")
+
+    def _name_of(self, event: NetworkEvent) -> str:
+        if event.endpoint == HOST_ENDPOINT:
+            return self._machine_of.get(event.namespace, "?")
+        return self._names.get(event.endpoint, "?")
+
+
+def _packet(probe: Probe) -> str:
+    return (
+        f"{probe.protocol} {probe.port} from {probe.source} ({probe.source_address}) "
+        f"to {probe.target} ({probe.target_address})"
+    )
+
+
+def _got(arrived: bool) -> str:  # noqa: FBT001 - what happened
+    return "arrived" if arrived else "did not arrive"
+
+
+def _why(judged: Judged) -> str:
+    return " and ".join(
+        f"{end} {decision.verdict.name.lower()} by {decision.rule.origin.policy if decision.rule else decision.reason}"
+        for end, decision in (("egress", judged.egress), ("ingress", judged.ingress))
+        if decision is not None
+    )
+
+
+def _said(told: Told) -> str:
+    return (
+        f"the event {told.verdict} of {told.endpoint}'s {told.direction.value} by the {told.reason} "
+        f"on {told.interface} about {_packet(told.probe)}"
+    )
+
+
+def _named(value: str, names: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(address for name, addresses in names.items() if name_matches(value, name) for address in addresses)
+
+
+def _cgroup_root() -> Path:
+    """Give the place where cgroup v2 is mounted: alone, or beside the older one."""
+    root = next((path.resolve() for path in _CGROUPS if (path / "cgroup.controllers").is_file()), None)
+    assert root is not None, "cgroup v2 is mounted neither at /sys/fs/cgroup/unified nor at /sys/fs/cgroup"
+    return root
+
+
+@contextlib.contextmanager
+def _cgroups() -> Iterator[dict[str, Path]]:
+    """Make a cgroup for every pod, below one of the tests' own; x/b's is deeper than the others'."""
+    root = _cgroup_root() / f"hauberk-truth-{os.getpid()}"
+    made = {
+        plan.name: root / ("deep/er" if plan.name == "x/b" else ".") / plan.name.replace("/", "-")
+        for plan in everybody()
+    }
+    try:
+        for directory in made.values():
+            directory.mkdir(parents=True)
+        yield {name: directory.resolve() for name, directory in made.items()}
+    finally:
+        for directory in sorted({*root.rglob("*"), root}, reverse=True):
+            if directory.is_dir():
+                directory.rmdir()
