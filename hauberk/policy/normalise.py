@@ -11,20 +11,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hauberk.policy import globs, traffic, vocabulary
-from hauberk.policy.documents import field_name
+from hauberk.policy import cilium, globs, kubernetes, packets, vocabulary
+from hauberk.policy.inheritance import inherited, rule
 from hauberk.policy.rules import (
     Action,
     DeviceMatch,
     ObjectKind,
-    Origin,
-    PeerMatch,
-    Rule,
     RuleSet,
     Section,
     SyscallMatch,
     Verdict,
-    implied_rules,
+    join,
 )
 from hauberk.policy.selectors import (
     CONTAINER_NAME_LABEL,
@@ -36,13 +33,11 @@ from hauberk.policy.selectors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from hauberk.policy.documents import FieldPath
     from hauberk.policy.models import Policy, PolicyModel
-
-POSTURES = {"block": Verdict.DENY, "audit": Verdict.AUDIT, "allow": Verdict.ALLOW}
-"""The words for what an allow-list leaves unmatched."""
+    from hauberk.policy.rules import Rule
 
 _LISTS = (
     ("matchPaths", ObjectKind.PATH, "path"),
@@ -55,10 +50,26 @@ _WORDS = (
     (Section.CAPABILITIES, "capabilities", "matchCapabilities", ObjectKind.CAPABILITY, "capability"),
 )
 """Sections whose rules name one thing by a word: section, its field, the list's field, and the word's."""
+_KINDS_OF_PACKETS = {
+    "KubeArmorNetworkPolicy": packets.of_kubearmor,
+    "CiliumNetworkPolicy": cilium.rules,
+    "CiliumClusterwideNetworkPolicy": cilium.rules,
+    "NetworkPolicy": kubernetes.rules,
+}
+"""What makes rules of the policies about packets, by their kind."""
+_SELECTORS: dict[str, Callable[[PolicyModel], Selector]] = {
+    "CiliumNetworkPolicy": cilium.selector,
+    "CiliumClusterwideNetworkPolicy": cilium.selector,
+    "NetworkPolicy": kubernetes.selector,
+}
+"""What makes selectors of the policies that do not select as KubeArmor's do, by their kind."""
 
 
 def selector(model: PolicyModel) -> Selector:
     """Give the selector of a policy in the form that is matched against workloads."""
+    of_others = _SELECTORS.get(model.kind)
+    if of_others is not None:
+        return of_others(model)
     spec: Any = model.spec
     if getattr(spec, "nodeSelector", None) is not None:
         return _of_hosts(spec.nodeSelector.matchLabels)
@@ -90,11 +101,9 @@ def _of_hosts(labels: dict[str, str]) -> Selector:
 
 def rules(policy: Policy) -> tuple[Rule, ...]:
     """Give the rules of one policy, section by section in the order they are written, with inheritance applied."""
-    if policy.kind == "KubeArmorNetworkPolicy":
-        return tuple(_of_packets(policy))
-    return tuple(
-        rule for part in (_of_paths, _of_words, _of_calls, _of_presets, _of_devices, _of_text) for rule in part(policy)
-    )
+    parts = (_of_paths, _of_words, _of_calls, _of_presets, _of_devices, _of_text)
+    of_packets = _KINDS_OF_PACKETS.get(policy.kind)
+    return tuple(found for part in ((of_packets,) if of_packets else parts) for found in part(policy))
 
 
 def _of_paths(policy: Policy) -> Iterator[Rule]:
@@ -103,7 +112,7 @@ def _of_paths(policy: Policy) -> Iterator[Rule]:
             for entry, path, levels in _entries(policy, section.value, list_name):
                 by_name = getattr(entry, "execname", None)
                 value = by_name if by_name is not None else getattr(entry, field)
-                yield _rule(
+                yield rule(
                     policy,
                     path,
                     levels,
@@ -128,7 +137,7 @@ def _of_words(policy: Policy) -> Iterator[Rule]:
     for section, field, list_name, kind, name in _WORDS:
         for entry, path, levels in _entries(policy, field, list_name):
             for word in dict.fromkeys(getattr(entry, name).split(",")):
-                yield _rule(
+                yield rule(
                     policy,
                     path,
                     levels,
@@ -153,7 +162,7 @@ def _of_calls(policy: Policy) -> Iterator[Rule]:
                 ),
             )
             about = f" on {match.path}" if match.path else ""
-            yield _rule(
+            yield rule(
                 policy,
                 path,
                 levels,
@@ -170,8 +179,8 @@ def _of_calls(policy: Policy) -> Iterator[Rule]:
 def _of_presets(policy: Policy) -> Iterator[Rule]:
     spec: Any = policy.model.spec
     for index, entry in enumerate(getattr(spec, "presets", None) or ()):
-        written = _inherited((entry, spec), "action", Action.BLOCK)
-        yield _rule(
+        written = inherited((entry, spec), "action", Action.BLOCK)
+        yield rule(
             policy,
             ("spec", "presets", index),
             (entry, spec),
@@ -185,7 +194,7 @@ def _of_presets(policy: Policy) -> Iterator[Rule]:
 def _of_devices(policy: Policy) -> Iterator[Rule]:
     for entry, path, levels in _entries(policy, "device", "matchDevice"):
         match = DeviceMatch(vocabulary.device_class(entry.class_), entry.subClass, entry.protocol, entry.level)
-        yield _rule(
+        yield rule(
             policy,
             path,
             levels,
@@ -199,7 +208,7 @@ def _of_devices(policy: Policy) -> Iterator[Rule]:
 def _of_text(policy: Policy) -> Iterator[Rule]:
     spec: Any = policy.model.spec
     if spec.apparmor is not None:
-        yield _rule(
+        yield rule(
             policy,
             ("spec", "apparmor"),
             (spec,),
@@ -207,36 +216,6 @@ def _of_text(policy: Policy) -> Iterator[Rule]:
             kind=ObjectKind.PROFILE,
             value=spec.apparmor,
         )
-
-
-def _of_packets(policy: Policy) -> Iterator[Rule]:
-    spec: Any = policy.model.spec
-    for section, list_name, field in ((Section.INGRESS, "ingress", "from_"), (Section.EGRESS, "egress", "to")):
-        for index, entry in enumerate(getattr(spec, list_name)):
-            quota = None
-            if entry.limit is not None:
-                seconds = traffic.duration_seconds(entry.duration)
-                quota = (traffic.quota_bytes(entry.limit), seconds, spec.level.lower())
-            match = PeerMatch(
-                cidrs=tuple(dict.fromkeys(str(traffic.network(peer.ipBlock.cidr)) for peer in getattr(entry, field))),
-                interfaces=tuple(dict.fromkeys(entry.iface)),
-                ports=tuple(dict.fromkeys(map(_port_range, entry.ports))),
-                quota=quota,
-            )
-            yield _rule(
-                policy,
-                ("spec", list_name, index),
-                (entry, spec),
-                section=section,
-                kind=ObjectKind.PEER,
-                value=peer_text(match),
-                match=match,
-            )
-
-
-def _port_range(entry: Any) -> tuple[int, int, str]:  # noqa: ANN401 - a model, which is not imported here
-    first = traffic.port_number(entry.port)
-    return (first, first if entry.endPort is None else entry.endPort, entry.protocol.lower())
 
 
 def device_text(match: DeviceMatch) -> str:
@@ -248,20 +227,6 @@ def device_text(match: DeviceMatch) -> str:
     return " ".join(words + [f"{name} {number}" for name, number in numbers if number is not None])
 
 
-def peer_text(match: PeerMatch) -> str:
-    """Name the packets of a rule for people: ``10.0.0.0/8 tcp/443 on eth0``."""
-    ranges = (
-        f"{protocol}/{first}" if first == last else f"{protocol}/{first}-{last}"
-        for first, last, protocol in match.ports
-    )
-    text = " ".join(part for part in (", ".join(match.cidrs) or "any", ", ".join(ranges)) if part)
-    if match.interfaces:
-        text += f" on {', '.join(match.interfaces)}"
-    if match.quota is not None:
-        text += f" up to {match.quota[0]} bytes in {match.quota[1]} s for each {match.quota[2]}"
-    return text
-
-
 def _entries(policy: Policy, field: str, list_name: str) -> Iterator[tuple[Any, FieldPath, tuple[Any, ...]]]:
     """Give the entries of one list with their paths and the levels they inherit from."""
     spec = policy.model.spec
@@ -269,24 +234,6 @@ def _entries(policy: Policy, field: str, list_name: str) -> Iterator[tuple[Any, 
     if section is not None:
         for index, entry in enumerate(getattr(section, list_name)):
             yield entry, ("spec", field, list_name, index), (entry, section, spec)
-
-
-def _rule(policy: Policy, path: FieldPath, levels: tuple[Any, ...], **parts: Any) -> Rule:  # noqa: ANN401
-    """Make a rule of what stands at a path; what ``parts`` does not say of it is inherited."""
-    line, column = policy.document.place(path)
-    inherited = {
-        "action": Action(_inherited(levels, "action", Action.BLOCK)),
-        "severity": _inherited(levels, "severity", 0),
-        "tags": tuple(_inherited(levels, "tags", ())),
-        "message": _inherited(levels, "message", ""),
-    }
-    origin = Origin(policy.name, field_name(path), policy.document.file, line, column)
-    return Rule(origin=origin, **inherited | parts)
-
-
-def _inherited(levels: Iterable[Any], name: str, default: Any) -> Any:  # noqa: ANN401 - the attribute decides the type
-    values = (getattr(level, name, None) for level in levels)
-    return next((value for value in values if value is not None), default)
 
 
 def _sources(entry: Any) -> tuple[str, ...]:  # noqa: ANN401 - a model, which is not imported here
@@ -310,15 +257,6 @@ def build(
 ) -> RuleSet:
     """Give the rule set of policies already selected: their rules, and what Hauberk implies."""
     return join((rule for policy in policies for rule in rules(policy)), posture, postures)
-
-
-def join(
-    written: Iterable[Rule], posture: Verdict = Verdict.DENY, postures: tuple[tuple[Section, Verdict], ...] = ()
-) -> RuleSet:
-    """Give the rule set of these rules and of what Hauberk implies by them."""
-    alone = RuleSet(tuple(written), posture, postures)
-    implied = implied_rules(alone.rules, alone.posture_of(Section.PROCESS))
-    return RuleSet((*alone.rules, *implied), posture, postures)
 
 
 def rule_set(policies: Iterable[Policy], workload: WorkloadIdentity, posture: Verdict = Verdict.DENY) -> RuleSet | None:

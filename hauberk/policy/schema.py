@@ -3,7 +3,7 @@
 
 Made from the models, so that it cannot fall behind them. It says less than they do: what an expression for a text can
 hold, and no more. An editor that follows it completes fields and words and marks typing errors; ``hauberk policy
-check`` decides. It branches on ``kind``, so that a mistake is shown where it is, and not as "fits none of four".
+check`` decides. It branches on ``kind``, so that a mistake is shown where it is, and not as "fits none of seven".
 """
 
 from __future__ import annotations
@@ -23,32 +23,58 @@ _DESCRIPTIONS = {
     "class": "A class of USB devices: a name, a number from 1 to 255 or 0x1 to 0xff, or ALL.",
     "dir": "A directory, with / at its end.",
     "domain": "Domain names, with commas between them.",
+    "description": "Said in alerts, unless there is log.",
     "duration": "After how long the quota begins anew, such as 1h30m.",
+    "egress": "What goes out.",
+    "egressDeny": "What may not go out, whatever allows it.",
+    "enableDefaultDeny": "Whether what nothing allows is refused, for each direction.",
     "endPort": "The last port of a range that begins with port.",
+    "endpointSelector": "The workloads that the policy covers.",
+    "except": "Parts of cidr that are not meant.",
     "execname": "The last component of the executable's path.",
+    "fromCIDR": "Networks.",
+    "fromCIDRSet": "Networks, each without some of its parts.",
+    "fromEndpoints": "Workloads of this machine by their labels.",
+    "fromEntities": "Peers without labels.",
     "fromSource": "The executables that the rule is about; without it, all.",
+    "icmps": "Types of ICMP.",
     "iface": "Network interfaces; * may stand at the end of a name.",
+    "ingress": "What comes in.",
+    "ingressDeny": "What may not come in, whatever allows it.",
+    "ipBlock": "A network.",
     "level": "Of devices: ports in the chain, 1 for one plugged straight into a root port. Of network policies: whether"
     " a quota is counted for each pod or for all that the policy selects.",
     "limit": "How much traffic: digits and KB, MB, GB, K, M or G (powers of 1024); gigabytes without a unit.",
-    "matchExpressions": "Conditions with In and NotIn.",
+    "matchExpressions": "Conditions on labels.",
     "matchLabels": "Labels that must all be there, with these values.",
+    "matchName": "A domain name.",
+    "matchPattern": "Domain names: * stands for any part of a label, **. at the beginning for labels.",
     "matchPatterns": "Rules by glob: * and ? do not match /, ** does.",
     "message": "Said in alerts.",
+    "namespaceSelector": "Namespaces, of whose labels kubernetes.io/metadata.name alone is known.",
     "nodeSelector": "The hosts that the policy covers.",
     "ownerOnly": "Only the owner of the object may.",
     "path": "A path from the root.",
     "pattern": "A glob for paths.",
-    "port": 'A destination port, as text ("443"), or the name of a well-known service.',
+    "podSelector": "Pods: at the top those that the policy covers, as peers those of this machine.",
+    "policyTypes": "The directions in which only what is listed may pass.",
+    "port": 'A destination port: a number, as text ("443") but for NetworkPolicy, or the name of a well-known service.',
     "presets": "Rules that are ready made.",
     "protocol": "A protocol.",
     "pts": "false: only where there is no controlling terminal. true asks for nothing.",
     "readOnly": "Reading is allowed, changing is not.",
     "recursive": "Everything below the directory, not its children alone.",
     "severity": "From 1 to 10, said in alerts.",
+    "specs": "Several specs, each a policy of its own.",
     "subClass": "The USB subclass; any if not given.",
     "syscall": "Names of system calls.",
     "tags": "Said in alerts.",
+    "toCIDR": "Networks.",
+    "toCIDRSet": "Networks, each without some of its parts.",
+    "toEndpoints": "Workloads of this machine by their labels.",
+    "toEntities": "Peers without labels.",
+    "toFQDNs": "Peers by the domain names that this machine found them by.",
+    "toPorts": "Destination ports.",
 }
 """What fields mean, by name."""
 
@@ -57,15 +83,18 @@ def policy_schema() -> dict[str, Any]:
     """Give the schema of a document of any kind."""
     from pydantic.json_schema import models_json_schema  # noqa: PLC0415 - heavy; see hauberk.policy.models
 
-    from hauberk.policy.models import API_VERSION, KINDS  # noqa: PLC0415
+    from hauberk.policy.models import API_VERSIONS, KINDS  # noqa: PLC0415
 
     _, generated = models_json_schema([(model, "validation") for model in KINDS.values()])
     return {
         "$schema": DIALECT,
-        "title": "KubeArmor policies",
+        "title": "Security policies",
         "type": "object",
-        "required": ["apiVersion", "kind", "metadata", "spec"],
-        "properties": {"apiVersion": {"const": API_VERSION}, "kind": {"enum": list(KINDS)}},
+        "required": ["apiVersion", "kind", "metadata"],
+        "properties": {
+            "apiVersion": {"enum": list(dict.fromkeys(API_VERSIONS.values()))},
+            "kind": {"enum": list(KINDS)},
+        },
         "allOf": [
             {
                 "if": {"properties": {"kind": {"const": kind}}, "required": ["kind"]},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Texts of network policies -> values: addresses, ports, interfaces, quotas.
+"""Texts of network policies -> values: addresses, ports, types of ICMP, interfaces, names, quotas.
 
 Decided once here, for the check and for the rules. The readings are those of nftables and of Go's ``time`` package,
 which KubeArmor hands these texts to, without what these would take besides: host names, sets, service names of the
@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import NoReturn
 
 from hauberk.errors import HauberkError
-from hauberk.policy.vocabulary import SERVICES
+from hauberk.policy.vocabulary import ICMP_TYPES, SERVICES
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -23,6 +23,7 @@ MAXIMUM_QUOTA = 2**63 - 1
 MAXIMUM_DURATION = 2**32 - 1
 """Longest period of a quota in seconds."""
 MAXIMUM_PORT = 65535
+MAXIMUM_ICMP_TYPE = 255
 _MAXIMUM_INTERFACE_NAME = 15
 _MAXIMUM_DURATION_TEXT = 100
 
@@ -34,6 +35,9 @@ _SECONDS = {
     "ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60), "h": Fraction(3600),
 }  # fmt: skip
 _INTERFACE = re.compile(r"[^\s/:*\x00]+\*?")
+_MAXIMUM_NAME = 253
+_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*")
+_NAME_PATTERN = re.compile(r"\*|(\*\*\.)?[a-z0-9_*-]{1,63}(\.[a-z0-9_*-]{1,63})*")
 
 
 class TrafficError(HauberkError):
@@ -76,6 +80,11 @@ def has_host_bits(text: str) -> bool:
     return ipaddress.ip_address(text.partition("/")[0]) != network(text).network_address
 
 
+def holds(whole: Network, part: Network) -> bool:
+    """Tell whether a network is a part of another, or the same."""
+    return whole.version == part.version and whole.prefixlen <= part.prefixlen and part.network_address in whole
+
+
 def port_number(text: str) -> int:
     """Give the port that a number or a service's name stands for. Raises :class:`TrafficError`."""
     if re.fullmatch(r"[1-9][0-9]{0,4}", text) and int(text) <= MAXIMUM_PORT:
@@ -87,6 +96,56 @@ def port_number(text: str) -> int:
     if re.fullmatch(r"[-+]?[0-9]+", text):
         _refuse(f"a port from 1 to {MAXIMUM_PORT}", "Choose one of them")
     _refuse("a port number or the name of a well-known service", "Write the number, in quotes")
+
+
+def is_service(text: str) -> bool:
+    """Tell whether a ``port`` that was accepted is a service's name rather than a number."""
+    return text.lower() in SERVICES
+
+
+def icmp_type(family: int, text: str | int) -> int:
+    """Give the type of ICMP (``family`` 4) or ICMPv6 (6) that a number or a name stands for.
+
+    Raises :class:`TrafficError`.
+    """
+    names = ICMP_TYPES[family]
+    if isinstance(text, str) and text in names:
+        return names[text]
+    if isinstance(text, int) or re.fullmatch(r"0|[1-9][0-9]{0,2}", text):
+        number = int(text)
+        if 0 <= number <= MAXIMUM_ICMP_TYPE:
+            return number
+    _refuse(
+        f"a type of ICMP for IPv{family}: a number from 0 to {MAXIMUM_ICMP_TYPE} or a name such as EchoRequest",
+        f"Write the number, or one of {', '.join(names)}",
+    )
+
+
+def domain_name(text: str) -> str:
+    """Give a domain name as names are compared: in lower case and without a dot at its end.
+
+    Raises :class:`TrafficError`.
+    """
+    name = text.lower().removesuffix(".")
+    if len(name) > _MAXIMUM_NAME or not _NAME.fullmatch(name):
+        _refuse("a domain name such as www.example.com", "Write the whole name in ASCII, other letters as xn--…")
+    return name
+
+
+def domain_pattern(text: str) -> str:
+    """Give a pattern of domain names in lower case and without a dot at its end.
+
+    ``*`` stands for any part of one label, alone for every name, and ``**.`` at the beginning for one label or more.
+    Raises :class:`TrafficError`.
+    """
+    pattern = text.lower().removesuffix(".")
+    labels = pattern.removeprefix("**.")
+    if len(pattern) > _MAXIMUM_NAME or not _NAME_PATTERN.fullmatch(pattern) or "**" in labels:
+        _refuse(
+            "a pattern of domain names such as *.example.com",
+            "Write letters, digits, '-', '.' and '*'; '**.' may stand at the beginning",
+        )
+    return pattern
 
 
 def check_interface(text: str) -> None:

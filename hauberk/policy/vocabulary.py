@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fixed words of policies: protocols, capabilities, presets, USB classes, services.
+"""The fixed words of policies: protocols, capabilities, presets, USB classes, services, types of ICMP, entities.
 
 Data alone, so that the models, the rules and an engine name the same things without importing each other. System calls
 have a module of their own, for their number.
@@ -48,6 +48,38 @@ SERVICES = {
 """Port numbers by service name (IANA). A list of our own: /etc/services differs between the machine where a policy is
 checked and the one where it is enforced.
 """
+
+ICMP_TYPES = {
+    4: {
+        "EchoReply": 0, "DestinationUnreachable": 3, "Redirect": 5, "Echo": 8, "EchoRequest": 8,
+        "RouterAdvertisement": 9, "RouterSelection": 10, "TimeExceeded": 11, "ParameterProblem": 12, "Timestamp": 13,
+        "TimestampReply": 14, "Photuris": 40, "ExtendedEchoRequest": 42, "ExtendedEchoReply": 43,
+    },
+    6: {
+        "DestinationUnreachable": 1, "PacketTooBig": 2, "TimeExceeded": 3, "ParameterProblem": 4, "EchoRequest": 128,
+        "EchoReply": 129, "MulticastListenerQuery": 130, "MulticastListenerReport": 131, "MulticastListenerDone": 132,
+        "RouterSolicitation": 133, "RouterAdvertisement": 134, "NeighborSolicitation": 135,
+        "NeighborAdvertisement": 136, "RedirectMessage": 137, "RouterRenumbering": 138,
+        "ICMPNodeInformationQuery": 139, "ICMPNodeInformationResponse": 140,
+        "InverseNeighborDiscoverySolicitation": 141, "InverseNeighborDiscoveryAdvertisement": 142,
+        "HomeAgentAddressDiscoveryRequest": 144, "HomeAgentAddressDiscoveryReply": 145, "MobilePrefixSolicitation": 146,
+        "MobilePrefixAdvertisement": 147, "DuplicateAddressRequestCodeSuffix": 157,
+        "DuplicateAddressConfirmationCodeSuffix": 158, "ExtendedEchoRequest": 160, "ExtendedEchoReply": 161,
+    },
+}  # fmt: skip
+"""Types of ICMP by family and by the name that Cilium's policies use (IANA, "ICMP Type Numbers", "ICMPv6 Parameters").
+"""
+
+ENTITIES = (
+    "all", "world", "cluster", "host", "remote-node", "kube-apiserver", "health", "init", "ingress", "unmanaged",
+    "none",
+)  # fmt: skip
+"""What Cilium's policies call peers that have no labels."""
+LOCAL_ENTITIES = frozenset(("all", "none", "host", "world"))
+"""Those that a machine knows without being told."""
+
+PORTLESS_PROTOCOLS = ("VRRP", "IGMP", "GRE", "IPIP", "IPV6", "ESP", "AH")
+"""Protocols on top of IP that Cilium's policies can name and that have no ports."""
 
 
 def device_class(text: str) -> int | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The four kinds of policy documents, each with the sections that its custom resource definition has."""
+"""The kinds of policy documents: KubeArmor's four with the sections that their definitions have, and the others."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from hauberk.policy.models.base import NOT_NULL, NULL_IS_ABSENT, Attributes, Strict, refuse
+from hauberk.policy.models.cilium import API_VERSION as CILIUM
+from hauberk.policy.models.cilium import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
+from hauberk.policy.models.kubernetes import API_VERSION as KUBERNETES
+from hauberk.policy.models.kubernetes import NetworkPolicy
+from hauberk.policy.models.metadata import Metadata
 from hauberk.policy.models.peers import Egress, Ingress
 from hauberk.policy.models.sections import (
     MAXIMUM_RULES,
@@ -21,29 +26,8 @@ from hauberk.policy.models.sections import (
     SyscallsSection,
 )
 from hauberk.policy.models.selecting import ClusterSelector, NodeSelector, SelectorModel
-from hauberk.policy.models.values import Name
 
 API_VERSION = "security.kubearmor.com/v1"
-
-
-class Metadata(Strict):
-    """``metadata``. What the Kubernetes API server adds is accepted and has no meaning here."""
-
-    name: Name
-    namespace: Name = ""
-    labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
-    creationTimestamp: Any = None
-    deletionGracePeriodSeconds: Any = None
-    deletionTimestamp: Any = None
-    finalizers: Any = None
-    generateName: Any = None
-    generation: Any = None
-    managedFields: Any = None
-    ownerReferences: Any = None
-    resourceVersion: Any = None
-    selfLink: Any = None
-    uid: Any = None
 
 
 def _some_text(text: str) -> str:
@@ -210,13 +194,28 @@ class KubeArmorNetworkPolicy(_Document):
     spec: NetworkSpec
 
 
-PolicyModel = KubeArmorPolicy | KubeArmorHostPolicy | KubeArmorClusterPolicy | KubeArmorNetworkPolicy
+PolicyModel = (
+    KubeArmorPolicy
+    | KubeArmorHostPolicy
+    | KubeArmorClusterPolicy
+    | KubeArmorNetworkPolicy
+    | CiliumNetworkPolicy
+    | CiliumClusterwideNetworkPolicy
+    | NetworkPolicy
+)
 
-KINDS: dict[str, type[PolicyModel]] = {
-    model.__name__: model
-    for model in (KubeArmorPolicy, KubeArmorHostPolicy, KubeArmorClusterPolicy, KubeArmorNetworkPolicy)
-}
+_OF_KUBEARMOR = (KubeArmorPolicy, KubeArmorHostPolicy, KubeArmorClusterPolicy, KubeArmorNetworkPolicy)
+_OF_CILIUM = (CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy)
+
+KINDS: dict[str, type[PolicyModel]] = {model.__name__: model for model in (*_OF_KUBEARMOR, *_OF_CILIUM, NetworkPolicy)}
 """The kinds of documents by the name that ``kind`` gives."""
 
-NAMESPACED = frozenset(("KubeArmorPolicy",))
+API_VERSIONS: dict[str, str] = (
+    dict.fromkeys((model.__name__ for model in _OF_KUBEARMOR), API_VERSION)
+    | dict.fromkeys((model.__name__ for model in _OF_CILIUM), CILIUM)
+    | {NetworkPolicy.__name__: KUBERNETES}
+)
+"""The ``apiVersion`` of each kind."""
+
+NAMESPACED = frozenset(("KubeArmorPolicy", "CiliumNetworkPolicy", "NetworkPolicy"))
 """Kinds whose documents belong to a namespace; the others belong to a cluster or machine as a whole."""

@@ -12,8 +12,10 @@ from pydantic import ValidationError
 from hauberk.errors import PolicyError, Problem
 from hauberk.policy import documents
 from hauberk.policy.documents import type_name
+from hauberk.policy.models.cilium import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
 from hauberk.policy.models.kinds import API_VERSION, KINDS, NAMESPACED, PolicyModel
 from hauberk.policy.models.messages import problem_at, translate, wrong_kind
+from hauberk.policy.models.remarks import remarks
 from hauberk.policy.models.tolerances import warnings
 
 if TYPE_CHECKING:
@@ -28,14 +30,18 @@ MAXIMUM_FILE_PROBLEMS = documents.MAXIMUM_PROBLEMS
 
 
 class Policy:
-    """A valid document and where its parts stand."""
+    """A valid document and where its parts stand; of a document with several specs, one of them.
 
-    __slots__ = ("document", "model")
+    ``root`` is where the policy's ``spec`` stands.
+    """
 
-    def __init__(self, model: PolicyModel, document: Document) -> None:
+    __slots__ = ("document", "model", "root")
+
+    def __init__(self, model: PolicyModel, document: Document, root: FieldPath = ("spec",)) -> None:
         """Join a model and the document it was read from."""
         self.model = model
         self.document = document
+        self.root = root
 
     @property
     def kind(self) -> str:
@@ -44,10 +50,31 @@ class Policy:
 
     @property
     def name(self) -> str:
-        """``namespace/name``, or ``name`` where the document names no namespace or its kind has none."""
+        """``namespace/name``, or ``name`` where the document names no namespace or its kind has none.
+
+        One of several ``specs`` has its index behind it: ``shop/web[1]``.
+        """
         metadata = self.model.metadata
         namespaced = metadata.namespace and self.kind in NAMESPACED
-        return f"{metadata.namespace}/{metadata.name}" if namespaced else metadata.name
+        name = f"{metadata.namespace}/{metadata.name}" if namespaced else metadata.name
+        return name + "".join(f"[{part}]" for part in self.root[1:])
+
+    def parts(self) -> tuple[Policy, ...]:
+        """Give a policy for each spec of the document: its ``spec``, and each of its ``specs`` where its kind has them.
+
+        They have selectors of their own, so they are policies of their own; only the name is shared.
+        """
+        if not isinstance(self.model, CiliumNetworkPolicy | CiliumClusterwideNetworkPolicy):
+            return (self,)
+        several = self.model.specs or ()
+        single = (self,) if self.model.spec is not None else ()
+        return (
+            *single,
+            *(
+                Policy(self.model.model_copy(update={"spec": spec}), self.document, ("specs", index))
+                for index, spec in enumerate(several)
+            ),
+        )
 
 
 def load(files: Iterable[tuple[str, bytes]]) -> tuple[Policy, ...]:
@@ -80,7 +107,7 @@ def examine(files: Iterable[tuple[str, bytes]]) -> tuple[list[Policy], list[Prob
                 first = seen.setdefault((policy.kind, policy.name), policy)
                 if first is not policy:
                     told.append(_second(policy, first))
-                policies.append(policy)
+                policies += policy.parts()
             problems += _not_too_many(told, file)
     return policies, problems
 
@@ -143,4 +170,6 @@ def check(document: Document, most: int = MAXIMUM_PROBLEMS) -> tuple[Policy | No
             more = f"{len(found) - most} more problems in this document"
             problems.append(problem_at(document, (), more, "none", "Correct the first ones and check again"))
         return None, problems
-    return policy, list(warnings(document, policy.kind))
+    told = [*warnings(document, policy.kind), *remarks(policy.parts())]
+    serious = [problem for problem in told if not problem.warning]
+    return (None, serious[:most]) if serious else (policy, told)

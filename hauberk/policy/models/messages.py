@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from hauberk.errors import Problem
 from hauberk.policy.documents import Document, FieldPath, field_name, printable
 from hauberk.policy.models.base import shown, suggestion
-from hauberk.policy.models.kinds import KINDS, Metadata
+from hauberk.policy.models.kinds import KINDS
+from hauberk.policy.models.metadata import Metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,7 +44,26 @@ _ADVICE_FOR_UNKNOWN = {
     "presets": "Presets are for containers: write a KubeArmorPolicy or KubeArmorClusterPolicy",
     "matchLabels": "Cluster policies select with matchExpressions",
 }
-"""What to do about fields below ``spec`` that exist elsewhere in the language."""
+"""What to do about fields below ``spec`` that exist elsewhere in KubeArmor's language."""
+
+_NOT_HERE: dict[str, tuple[str, str]] = {
+    "toServices": ("services, which a cluster alone knows", "Write the addresses behind them with toCIDR"),
+    "fromGroups": ("groups of a cloud, which are not known here", "Write their networks with fromCIDRSet"),
+    "toGroups": ("groups of a cloud, which are not known here", "Write their networks with toCIDRSet"),
+    "fromNodes": ("nodes by their labels, which a cluster alone knows", "Write their addresses with fromCIDR"),
+    "toNodes": ("nodes by their labels, which a cluster alone knows", "Write their addresses with toCIDR"),
+    "fromRequires": ("requirements on all other entries, which Cilium gave up in 1.19", "Write them into each entry"),
+    "toRequires": ("requirements on all other entries, which Cilium gave up in 1.19", "Write them into each entry"),
+    "cidrGroupRef": ("a group of networks that a cluster holds", "Write its networks, each as cidr"),
+    "cidrGroupSelector": ("groups of networks that a cluster holds", "Write their networks, each as cidr"),
+    "authentication": ("authentication of peers, which nothing here does", "Remove it, if the peers may go without"),
+    "nodeSelector": ("nodes, which a policy of a namespace is not for", "Write a CiliumClusterwideNetworkPolicy"),
+    "rules": ("the content of connections in a rule that denies", "Remove it to deny the ports as a whole"),
+    "listener": ("a listener in a rule that denies", "Remove it to deny the ports as a whole"),
+    "serverNames": ("the content of connections in a rule that denies", "Remove it to deny the ports as a whole"),
+    "toFQDNs": ("names in a rule that denies", "Write the addresses: those of a name are never all known"),
+}
+"""What Cilium's language has and policies here cannot: what it is, and what to do."""
 
 
 def problem_at(  # noqa: PLR0913 - the parts of one sentence
@@ -103,10 +123,12 @@ def wrong_word(document: Document, path: FieldPath, value: object, choices: Iter
 def _unknown_field(document: Document, model: type[BaseModel], path: FieldPath) -> Problem:
     name = str(path[-1])
     known = [field for field in fields_at(model, path[:-1]) if field not in _SERVER_FIELDS]
+    expected = f"one of {', '.join(known)}"
+    if model.__name__.startswith("Cilium") and path[0] in ("spec", "specs") and name in _NOT_HERE:
+        found, advice = _NOT_HERE[name]
+        return problem_at(document, path, found, expected, advice, of_key=True)
     advice = _advice(model, path, name) or suggestion(name, known) or "Remove it"
-    return problem_at(
-        document, path, f"the unknown field '{printable(name)}'", f"one of {', '.join(known)}", advice, of_key=True
-    )
+    return problem_at(document, path, f"the unknown field '{printable(name)}'", expected, advice, of_key=True)
 
 
 def _advice(model: type[BaseModel], path: FieldPath, name: str) -> str | None:
@@ -114,7 +136,8 @@ def _advice(model: type[BaseModel], path: FieldPath, name: str) -> str | None:
     if name == "<<":
         return "Merging is not done; write the fields out"
     if len(path) > 1:
-        return _ADVICE_FOR_UNKNOWN.get(name) if path[0] == "spec" else None
+        of_kubearmor = path[0] == "spec" and model.__name__.startswith("KubeArmor")
+        return _ADVICE_FOR_UNKNOWN.get(name) if of_kubearmor else None
     parent = next((parent for parent in ("spec", "metadata") if name in fields_at(model, (parent,))), None)
     return f"Indent it below {parent}" if parent else None
 

@@ -12,7 +12,9 @@ from hauberk.policy.models.base import NOT_NULL, Attributes, Strict, refuse
 from hauberk.policy.models.values import Cidr, Duration, Interface, Limit, Port, PortNumber
 
 MAXIMUM_ELEMENTS = 4096
-"""Most peers, ports or interfaces of one entry."""
+"""Most ports or interfaces of one entry."""
+MAXIMUM_NETWORKS = 100_000
+"""Most networks of one entry."""
 
 
 class IpBlock(Strict):
@@ -45,6 +47,7 @@ class PortRange(Strict):
 
 
 _SOME = Field(min_length=1, max_length=MAXIMUM_ELEMENTS)
+_PEERS = Field(min_length=1, max_length=MAXIMUM_NETWORKS)
 """An absent list matches anything; an empty one is a mistake."""
 
 
@@ -67,10 +70,10 @@ class _Entry(Attributes):
 class Ingress(_Entry):
     """Traffic that comes in."""
 
-    from_: Annotated[list[Peer], _SOME, Field(alias="from")] = []
+    from_: Annotated[list[Peer], _PEERS, Field(alias="from")] = []
 
 
 class Egress(_Entry):
     """Traffic that goes out."""
 
-    to: Annotated[list[Peer], _SOME] = []
+    to: Annotated[list[Peer], _PEERS] = []

@@ -38,7 +38,7 @@ MAXIMUM_ARGUMENTS = 20
 _MAXIMUM_HUBS = 6
 
 
-def _one_of(*names: str) -> ConfigDict:
+def one_of(*names: str) -> ConfigDict:
     """Tell editors that exactly one of these fields must be there."""
     return ConfigDict(json_schema_extra={"oneOf": [{"required": [name]} for name in names]})
 
@@ -73,7 +73,7 @@ class _OwnedSourced(_Owned, _Sourced):
 class ProcessPath(_OwnedSourced):
     """A program by path or by name."""
 
-    model_config = _one_of("path", "execname")
+    model_config = one_of("path", "execname")
 
     path: Annotated[PathOrPattern | None, NOT_NULL] = None
     execname: Annotated[ExecutableName | None, NOT_NULL] = None
@@ -151,7 +151,7 @@ class CapabilityRule(_Sourced):
 class SyscallSource(Strict):
     """One executable, or the executables of a directory, in ``fromSource`` of a system call rule."""
 
-    model_config = _one_of("path", "dir")
+    model_config = one_of("path", "dir")
 
     path: Annotated[FilePath | None, NOT_NULL] = None
     dir: Annotated[DirectoryPath | None, NOT_NULL] = None

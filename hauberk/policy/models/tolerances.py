@@ -42,8 +42,9 @@ def warnings(document: Document, kind: str) -> Iterator[Problem]:
             "Name what the policy covers; as it is, it covers every container of its namespace",
         )
         yield problem_at(document, ("spec", "selector"), *remark, warning=True)
-    for path, found in _fields(value["spec"], ("spec",)):
-        check = _CHECKS.get(str(path[-1]))
+    checks = _CHECKS if kind.startswith("KubeArmor") else _CHECKS_OF_OTHERS
+    for path, found in (field for root in ("spec", "specs") for field in _fields(value.get(root), (root,))):
+        check = checks.get(str(path[-1]))
         said = check(path, found) if check else None
         if said:
             yield problem_at(document, path, *said, warning=True)
@@ -139,6 +140,14 @@ _CHECKS: dict[str, Callable[[FieldPath, object], _Remark | None]] = {
     selectors.CONTAINER_NAME_LABEL: _container_name,
 }
 """What to look at, by the field's name."""
+_CHECKS_OF_OTHERS: dict[str, Callable[[FieldPath, object], _Remark | None]] = {
+    "matchExpressions": _null("no condition"),
+    "matchLabels": _null("no condition"),
+    "ingress": _null("an empty list"),
+    "egress": _null("an empty list"),
+    "cidr": _network,
+}
+"""The same for policies of Cilium and of Kubernetes."""
 
 
 def _rules_without_source(document: Document, spec: dict[str, Any]) -> Iterator[Problem]:

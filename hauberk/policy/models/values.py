@@ -218,48 +218,48 @@ def _comma_pattern(choices: tuple[str, ...]) -> str:
     return f"^{word}(,{word})*$"
 
 
-def _in_editors(**schema: Any) -> Any:  # noqa: ANN401 - what pydantic takes as metadata
+def in_editors(**schema: Any) -> Any:  # noqa: ANN401 - what pydantic takes as metadata
     """Give what an editor's schema can say of a text that a validator checks in full."""
     return Field(json_schema_extra=schema)
 
 
-PathOrPattern = Annotated[str, AfterValidator(_path_or_pattern), _in_editors(pattern="^/.*[^/]$")]
-FilePath = Annotated[str, AfterValidator(_path), _in_editors(pattern="^/.*[^/]$")]
-DirectoryPath = Annotated[str, AfterValidator(_directory), _in_editors(pattern="^/")]
-AnyPath = Annotated[str, AfterValidator(_path_or_directory), _in_editors(pattern="^/")]
-GlobPattern = Annotated[str, AfterValidator(_pattern), _in_editors(pattern=r"^(/|\{|\*\*)")]
-ExecutableName = Annotated[str, AfterValidator(_executable_name), _in_editors(pattern="^[^/*?]+$")]
+PathOrPattern = Annotated[str, AfterValidator(_path_or_pattern), in_editors(pattern="^/.*[^/]$")]
+FilePath = Annotated[str, AfterValidator(_path), in_editors(pattern="^/.*[^/]$")]
+DirectoryPath = Annotated[str, AfterValidator(_directory), in_editors(pattern="^/")]
+AnyPath = Annotated[str, AfterValidator(_path_or_directory), in_editors(pattern="^/")]
+GlobPattern = Annotated[str, AfterValidator(_pattern), in_editors(pattern=r"^(/|\{|\*\*)")]
+ExecutableName = Annotated[str, AfterValidator(_executable_name), in_editors(pattern="^[^/*?]+$")]
 Argument = Annotated[str, AfterValidator(_argument)]
-Name = Annotated[str, AfterValidator(_name), _in_editors(pattern="^[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?$")]
-LabelPair = Annotated[str, AfterValidator(_label_pair), _in_editors(pattern="^[^=]+=")]
+Name = Annotated[str, AfterValidator(_name), in_editors(pattern="^[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?$")]
+LabelPair = Annotated[str, AfterValidator(_label_pair), in_editors(pattern="^[^=]+=")]
 Protocols = Annotated[
     str,
     AfterValidator(
         _list_of(_word_of(PROTOCOLS, "a protocol or socket type, in lower or upper case", case=_lower_unless_mixed))
     ),
-    _in_editors(pattern=_comma_pattern((*PROTOCOLS, *(word.upper() for word in PROTOCOLS)))),
+    in_editors(pattern=_comma_pattern((*PROTOCOLS, *(word.upper() for word in PROTOCOLS)))),
 ]
 Capabilities = Annotated[
     str,
     AfterValidator(_list_of(_word_of(CAPABILITIES, "a capability in lower case and without 'cap_'"))),
-    _in_editors(pattern=_comma_pattern(CAPABILITIES)),
+    in_editors(pattern=_comma_pattern(CAPABILITIES)),
 ]
 Domains = Annotated[str, AfterValidator(_list_of(_domain))]
-SyscallName = Annotated[str, AfterValidator(_syscall), _in_editors(enum=sorted(SYSCALL_NAMES))]
-PresetName = Annotated[str, AfterValidator(_word_of(PRESETS, "the name of a preset")), _in_editors(enum=list(PRESETS))]
+SyscallName = Annotated[str, AfterValidator(_syscall), in_editors(enum=sorted(SYSCALL_NAMES))]
+PresetName = Annotated[str, AfterValidator(_word_of(PRESETS, "the name of a preset")), in_editors(enum=list(PRESETS))]
 DeviceClass = Annotated[
     str,
     AfterValidator(_device_class),
-    _in_editors(
+    in_editors(
         anyOf=[{"enum": [ALL_DEVICES, *DEVICE_CLASSES]}, {"pattern": "^([0-9]+|0[xX][0-9a-fA-F]+|[A-Za-z].*)$"}]
     ),
 ]
 Byte = Annotated[int, Field(ge=0, le=255)]
-Cidr = Annotated[str, _traffic(traffic.network), _in_editors(pattern="^[0-9a-fA-F:.]+(/[0-9]{1,3})?$")]
+Cidr = Annotated[str, _traffic(traffic.network), in_editors(pattern="^[0-9a-fA-F:.]+(/[0-9]{1,3})?$")]
 Port = Annotated[
-    str, _traffic(traffic.port_number, SERVICES), _in_editors(pattern="^([1-9][0-9]{0,4}|[A-Za-z][-A-Za-z0-9]*)$")
+    str, _traffic(traffic.port_number, SERVICES), in_editors(pattern="^([1-9][0-9]{0,4}|[A-Za-z][-A-Za-z0-9]*)$")
 ]
 PortNumber = Annotated[int, Field(ge=1, le=traffic.MAXIMUM_PORT)]
-Interface = Annotated[str, _traffic(traffic.check_interface), _in_editors(pattern=r"^[^\s/:*]+\*?$")]
-Limit = Annotated[str, _traffic(traffic.quota_bytes), _in_editors(pattern="^[0-9]+(KB|MB|GB|K|M|G)?$")]
-Duration = Annotated[str, _traffic(traffic.duration_seconds), _in_editors(pattern="^([0-9.]+(ns|us|µs|μs|ms|s|m|h))+$")]
+Interface = Annotated[str, _traffic(traffic.check_interface), in_editors(pattern=r"^[^\s/:*]+\*?$")]
+Limit = Annotated[str, _traffic(traffic.quota_bytes), in_editors(pattern="^[0-9]+(KB|MB|GB|K|M|G)?$")]
+Duration = Annotated[str, _traffic(traffic.duration_seconds), in_editors(pattern="^([0-9.]+(ns|us|µs|μs|ms|s|m|h))+$")]
