@@ -2,8 +2,8 @@
 """What policies say about each packet of a case: the column of the truth table that is not measured.
 
 The policies come in as text, by the same reader and normal form as anybody's; selectors choose for each workload, and
-``decide`` answers for each end of a packet: the sender's egress, the receiver's ingress. What is known of a peer
-(labels, namespace, entities) is taken from the case.
+``hauberk policy explain`` answers for each end of a packet, in the words that a person would ask it with: the sender's
+egress, the receiver's ingress. What is known of a peer (labels, namespace, entities) is taken from the case.
 """
 
 from __future__ import annotations
@@ -13,19 +13,17 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Final
 
-from hauberk.policy import collection, exemptions, objects
+from hauberk.policy import collection, exemptions
+from hauberk.policy.explain import Explainer, Question
 from hauberk.policy.rules import (
     PACKET_SECTIONS,
-    Circumstances,
     Decision,
     Operation,
-    Peer,
     RuleSet,
     Section,
     Verdict,
-    decide,
 )
-from hauberk.policy.selectors import WorkloadIdentity
+from hauberk.policy.selectors import Scope, WorkloadIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,8 +36,8 @@ if TYPE_CHECKING:
 
 OPERATION_OF: Final = {Section.EGRESS: Operation.SEND, Section.INGRESS: Operation.RECEIVE}
 PORTLESS: Final = frozenset({"icmp", "icmpv6"})
-NOBODY: Final = RuleSet(())
-"""The rules of whom no policy covers."""
+UNCOVERED: Final = Decision(Verdict.ALLOW, None, "no policy covers it")
+"""What is decided, unasked, about the packets of whom no rule is about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,8 @@ class Verdicts:
         self._exempt = exempt or (lambda _: exemptions.holding(whole=True, machine=False))
         self.workloads = {workload.name: workload for workload in state.workloads}
         self.rule_sets = {name: self._rule_set(workload) for name, workload in self.workloads.items()}
-        self._decided = functools.cache(self._decide)
+        self._explainers = {name: self._explainer(workload) for name, workload in self.workloads.items()}
+        self._answered = functools.cache(self._answer)
 
     def judge(self, probe: Probe, places: Places) -> Judged:
         """Decide about a packet at both ends."""
@@ -99,23 +98,24 @@ class Verdicts:
         subject = self.workloads.get(probe.source if sending else probe.target)
         if subject is None:
             return None
+        if not self.rule_sets[subject.name].rules:
+            return UNCOVERED
         other, address = (probe.target, probe.target_address) if sending else (probe.source, probe.source_address)
-        return self._decided(subject.name, direction, self._peer(probe, other, address, interface))
+        return self._answered(subject.name, direction, self._peer(probe, other, address, interface))
 
-    def _peer(self, probe: Probe, name: str, address: str, interface: str) -> Peer:
+    def _peer(self, probe: Probe, name: str, address: str, interface: str) -> str:
+        """Give the question about a packet's other end: address, kind of packet, and what is known."""
+        known = {
+            "on": interface,
+            "name": ",".join(name for name, addresses in self._names.items() if address in addresses),
+            "entity": ",".join(self._entities_of(address)),
+        }
         workload = self.workloads.get(name)
-        portless = probe.protocol in PORTLESS
-        return Peer(
-            address,
-            probe.protocol,
-            None if portless else probe.port,
-            interface,
-            icmp_type=probe.port if portless else None,
-            names=tuple(name for name, addresses in self._names.items() if address in addresses),
-            entities=self._entities_of(address),
-            labels=workload.labels if workload else None,
-            namespace=workload.namespace if workload else "",
-        )
+        if workload is not None and not workload.host:
+            known["labels"] = ",".join(f"{key}={value}" for key, value in workload.labels)
+            known["namespace"] = workload.namespace
+        said = " ".join(f"{word} {value}" for word, value in known.items() if value)
+        return f"{address} {probe.protocol}/{probe.port} {said}"
 
     @functools.lru_cache(maxsize=256)  # noqa: B019 - a state is short-lived
     def _entities_of(self, address: str) -> tuple[str, ...]:
@@ -128,11 +128,12 @@ class Verdicts:
         ]
         return tuple(found) if "cluster" in found else (*found, "world")
 
-    def _decide(self, name: str, direction: Section, peer: Peer) -> Decision:
-        rule_set = self.rule_sets[name]
-        matching = [rule for rule in rule_set.rules if objects.matches(rule, peer)]
-        known = Circumstances(peer=peer, beyond_quota=False, exemptions=self._exempt(self.workloads[name]))
-        return decide(rule_set, matching, OPERATION_OF[direction], source=None, owner=False, known=known)
+    def _explainer(self, workload: Workload) -> Explainer:
+        scope = Scope.HOST if workload.host else Scope.CONTAINER
+        return Explainer(self.rule_sets[workload.name], scope=scope, exemptions=self._exempt(workload))
+
+    def _answer(self, name: str, direction: Section, peer: str) -> Decision:
+        return self._explainers[name].ask(Question(OPERATION_OF[direction], peer)).decision
 
     def _rule_set(self, workload: Workload) -> RuleSet:
         identity = WorkloadIdentity(
