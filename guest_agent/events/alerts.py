@@ -99,7 +99,7 @@ class Subject:
 
 
 @dataclass(slots=True)
-class _Named:
+class Named:
     """Who decided, for the fields of an alert."""
 
     policy: str
@@ -119,7 +119,7 @@ class AlertMaker:
         default=lambda: (time.time_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME))
     )
     executable_of: Callable[[int], str] = field(default_factory=lambda: executable_of)
-    _cache: dict[tuple[object, ...], _Named] = field(default_factory=dict)
+    _cache: dict[tuple[object, ...], Named] = field(default_factory=dict)
 
     def make(self, event: KernelEvent, subject: Subject) -> Alert:
         """Turn one kernel event into an alert."""
@@ -132,7 +132,7 @@ class AlertMaker:
             data += f" other={printable(event.other_path)}"
         return Alert(
             Timestamp=nanoseconds // 1_000_000_000,
-            UpdatedTime=_iso(nanoseconds),
+            UpdatedTime=iso_time(nanoseconds),
             HostName=self.host_name,
             NamespaceName=subject.namespace,
             PodName=subject.pod,
@@ -161,15 +161,15 @@ class AlertMaker:
             Rule=named.rule,
         )
 
-    def _named(self, event: KernelEvent, subject: Subject) -> _Named:
+    def _named(self, event: KernelEvent, subject: Subject) -> Named:
         if event.operation not in _POLICY_OPERATIONS:
             reason = _OWN_REASONS.get(event.operation, event.operation)
-            return _Named(OWN_POLICY, event.operation, reason)
+            return Named(OWN_POLICY, event.operation, reason)
         if not event.path_known:
             reason = "the kernel could not tell the path, and denies what it cannot tell"
-            return _Named(OWN_POLICY, "unknown path", reason)
+            return Named(OWN_POLICY, "unknown path", reason)
         if subject.rule_set is None:
-            return _Named("", "", "the rules of this workload are not known (any more)")
+            return Named("", "", "the rules of this workload are not known (any more)")
         paths = (event.path, event.other_path, event.source)
         # A workload id is never given out twice and its rules never change: nothing in here grows stale.
         key = (event.workload_id, event.operation, *paths, event.owner, event.verdict)
@@ -181,7 +181,7 @@ class AlertMaker:
         return named
 
 
-def name_rule(event: KernelEvent, rule_set: RuleSet) -> _Named:
+def name_rule(event: KernelEvent, rule_set: RuleSet) -> Named:
     """Name the rule that decided an event, by deciding again."""
     expected = Verdict.DENY if event.verdict == "deny" else Verdict.AUDIT
     operation = Operation(event.operation)
@@ -191,13 +191,13 @@ def name_rule(event: KernelEvent, rule_set: RuleSet) -> _Named:
         decision = decide(rule_set, matching, operation, source=event.source or None, owner=event.owner)
         first = first or decision
         if decision.verdict is expected:
-            return _of(decision)
+            return named_by(decision)
     above = _rule_below(event, rule_set)
     if above is not None:
-        return _of_rule(above, f"{above.message or above.origin.field}: it names something below this directory")
+        return named_after(above, f"{above.message or above.origin.field}: it names something below this directory")
     if first is not None and first.rule is not None:
-        return _of(first)
-    return _Named(DEFAULT_POSTURE, first.reason if first else "", "")
+        return named_by(first)
+    return Named(DEFAULT_POSTURE, first.reason if first else "", "")
 
 
 def executable_of(pid: int) -> str:
@@ -219,18 +219,21 @@ def _rule_below(event: KernelEvent, rule_set: RuleSet) -> Rule | None:
     return None
 
 
-def _of(decision: Decision) -> _Named:
+def named_by(decision: Decision) -> Named:
+    """Name what decided."""
     if decision.rule is None:
-        return _Named(DEFAULT_POSTURE, decision.reason, "")
-    return _of_rule(decision.rule, decision.rule.message)
+        return Named(DEFAULT_POSTURE, decision.reason, "")
+    return named_after(decision.rule, decision.rule.message)
 
 
-def _of_rule(rule: Rule, message: str) -> _Named:
+def named_after(rule: Rule, message: str) -> Named:
+    """Name a rule as what decided."""
     place = f" ({rule.origin.file}:{rule.origin.line})" if rule.origin.file else ""
-    return _Named(rule.origin.policy, f"{rule.origin.field}{place}", message, rule.severity, rule.tags)
+    return Named(rule.origin.policy, f"{rule.origin.field}{place}", message, rule.severity, rule.tags)
 
 
-def _iso(nanoseconds: int) -> str:
+def iso_time(nanoseconds: int) -> str:
+    """Render nanoseconds since 1970 as ISO 8601 in UTC."""
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest // 1000:06d}Z"
 
