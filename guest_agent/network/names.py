@@ -10,7 +10,7 @@ address too many grants one; so everything doubtful is left out:
 * only records of the name that was asked for and, along its aliases, of those it leads to (RFC 1034 §3.6.2). The
   addresses belong to the name that was *asked for*, as in Cilium: no alias on the way is learned;
 * an address counts for the shortest time that any record on its way says (RFC 1034 §5.3.3 leaves that to the cache);
-* only names that a policy could name, in lower case; only addresses that a packet can be sent to. IPv4 in the form of
+* only names that a pattern of a policy can match, in lower case; only addresses that a packet can be sent to. IPv4 in the form of
   IPv6 is left out: packets to it are IPv4, and who answers a question for IPv6 with it wants something else.
 
 Pointers in compressed names only ever lead backwards here (RFC 1035 §4.1.4: "a prior occurrence"), so that there is no
@@ -144,7 +144,7 @@ def _name_within(payload: bytes, record: _Record) -> str | None:
 
 
 def _name(payload: bytes, place: int) -> tuple[str | None, int]:
-    """Give a name, None for one that no policy can name, and where it ends."""
+    """Give a name, None for one that no pattern can match, and where it ends."""
     labels: list[bytes] = []
     end: int | None = None
     size, earliest, pointers = 1, place, 0

@@ -108,7 +108,7 @@ def test_addresses_that_no_packet_to_a_peer_has(text: str) -> None:
 
 
 @pytest.mark.parametrize("asked", ["", "a b.example.com", "*.example.com", "\xe9.example", "a\0.example"])
-def test_names_that_no_policy_can_name(asked: str) -> None:
+def test_names_that_no_pattern_can_match(asked: str) -> None:
     assert read(message(asked, A, address(QUESTION, "192.0.2.1"))) is None
 
 
