@@ -71,10 +71,11 @@ def verify_one(
     if not raw:
         raise MalformedSignatureError(*malformed)
     fitting = [key for key in keys if key.algorithm in raw]
+    digest = sha256(data).digest()
     for key in fitting:
-        if is_valid(key, data, raw[key.algorithm]):
+        if is_valid(key, data, raw[key.algorithm], digest):
             return key
-    hints = [hint for key in fitting if (hint := _mistake(key, data, raw[key.algorithm]))]
+    hints = [hint for key in fitting if (hint := _mistake(key, data, raw[key.algorithm], digest))]
     names = ", ".join(f"{key.fingerprint[:16]} ({key.algorithm.value})" for key in fitting)
     made_by = f"that key {names} did not make" if len(fitting) == 1 else f"that none of the keys {names} made"
     message = (
@@ -156,11 +157,11 @@ def is_valid(key: PublicKey, data: bytes, raw: bytes, digest: bytes | None = Non
     return True
 
 
-def _mistake(key: PublicKey, data: bytes, raw: bytes) -> str:  # noqa: C901, PLR0911 - a list of cases
+def _mistake(key: PublicKey, data: bytes, raw: bytes, digest: bytes) -> str:  # noqa: C901, PLR0911 - a list of cases
     """Recognise the common ways to sign the wrong thing, else "". Only ever adds words to a refusal."""
-    hexadecimal = sha256(data).hexdigest().encode()
+    hexadecimal = digest.hex().encode()
     if key.algorithm is Algorithm.ED25519:
-        for signed, name in ((sha256(data).digest(), "bytes"), (hexadecimal, "text")):
+        for signed, name in ((digest, "bytes"), (hexadecimal, "text")):
             if is_valid(key, signed, raw):
                 return f"it signs the {name} of the file's SHA-256, not the file; sign the file itself"
         return ""
@@ -187,7 +188,7 @@ def _mistake(key: PublicKey, data: bytes, raw: bytes) -> str:  # noqa: C901, PLR
         )
     if fits(hexadecimal[:32], as_hash) or fits(hexadecimal, ec.ECDSA(hashes.SHA256())):
         return "it signs the text of the file's SHA-256, not the file; sign the file itself"
-    if fits(sha256(data).digest(), ec.ECDSA(hashes.SHA256())):
+    if fits(digest, ec.ECDSA(hashes.SHA256())):
         return (
             "it signs the SHA-256 of the file's SHA-256; sign the file itself, or tell the tool that it is given a hash"
         )

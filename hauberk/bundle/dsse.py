@@ -22,7 +22,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from hauberk.bundle import detached, envelope
-from hauberk.bundle.encoding import decode_base64, encode_base64, encode_base64_url
+from hauberk.bundle.encoding import encode_base64, encode_base64_url
 from hauberk.bundle.errors import MalformedSignatureError, WrongSignatureError, quote
 
 if TYPE_CHECKING:
@@ -137,14 +137,8 @@ def _signature(entry: object, where: str) -> bytes:
     envelope.require(fields, where, "sig")
     if "keyid" in fields:
         envelope.text(fields["keyid"], f"{where}.keyid")
-    sig = envelope.ascii_bytes(envelope.text(fields["sig"], f"{where}.sig"), f"{where}.sig")
-    if len(sig) > detached.MAXIMUM_DETACHED_BYTES:
-        expected = f"at most {detached.MAXIMUM_DETACHED_BYTES}"
-        envelope.refuse(f"{where}.sig", f"{len(sig)} characters", expected, _SIGN_AGAIN)
-    try:
-        return decode_base64(sig, url_safe=True)
-    except ValueError as error:
-        envelope.refuse(f"{where}.sig", str(error), "base64 of one signature", _SIGN_AGAIN)
+    maximum = detached.MAXIMUM_DETACHED_BYTES
+    return envelope.binary(fields["sig"], f"{where}.sig", maximum, _SIGN_AGAIN, url_safe=True)
 
 
 def _is_by(key: PublicKey, signed: bytes, digest: bytes, signature: bytes) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from hauberk.bundle import canonical
 from hauberk.bundle.detached import ED25519_SIGNATURE_BYTES
+from hauberk.bundle.encoding import decode_base64
 from hauberk.bundle.errors import MalformedBundleError, MalformedSignatureError
 
 if TYPE_CHECKING:
@@ -94,6 +95,17 @@ def ascii_bytes(found: str, where: str) -> bytes:
         return found.encode("ascii")
     except UnicodeEncodeError:
         refuse(where, "characters that are not ASCII", "base64", "sign again")
+
+
+def binary(found: object, where: str, maximum: int, action: str, *, url_safe: bool = False) -> bytes:
+    """Return what a string of at most ``maximum`` characters is base64 of. Raises ``MalformedSignatureError``."""
+    characters = ascii_bytes(text(found, where), where)
+    if len(characters) > maximum:
+        refuse(where, f"{len(characters)} characters", f"at most {maximum}", action)
+    try:
+        return decode_base64(characters, url_safe=url_safe)
+    except ValueError as error:
+        refuse(where, str(error), "base64", action)
 
 
 def kind(found: object) -> str:

@@ -18,7 +18,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from hauberk.bundle import detached, envelope
-from hauberk.bundle.encoding import decode_base64, encode_base64
+from hauberk.bundle.encoding import encode_base64
 from hauberk.bundle.errors import WrongSignatureError, quote
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def read(document: Mapping[str, object], data: bytes) -> bytes:
     if "messageDigest" in message:
         _check_digest(envelope.mapping(message["messageDigest"], f"{_MESSAGE}.messageDigest"), data)
     where = f"{_MESSAGE}.signature"
-    return _decode(message["signature"], where, detached.MAXIMUM_DETACHED_BYTES)
+    return envelope.binary(message["signature"], where, detached.MAXIMUM_DETACHED_BYTES, "sign again")
 
 
 def sign(key: PrivateKey, data: bytes) -> bytes:
@@ -111,23 +111,13 @@ def _check_digest(digest: Mapping[str, object], data: bytes) -> None:
     if algorithm != "SHA2_256":
         advice = "sign with a P-256 key, which signs with SHA-256"
         envelope.refuse(f"{where}.algorithm", quote(algorithm), "'SHA2_256'", advice)
-    found = _decode(digest["digest"], f"{where}.digest", 64)
-    if found != sha256(data).digest():
+    found, expected = envelope.binary(digest["digest"], f"{where}.digest", 64, "sign again"), sha256(data)
+    if found != expected.digest():
         message = (
-            f"{where}.digest: found the SHA-256 {found.hex()[:64]}, expected {sha256(data).hexdigest()}, that of the"
+            f"{where}.digest: found the SHA-256 {found.hex()[:64]}, expected {expected.hexdigest()}, that of the"
             f" {len(data)} bytes given: take the signature that belongs to them, or sign again"
         )
         raise WrongSignatureError(message)
-
-
-def _decode(found: object, where: str, maximum: int) -> bytes:
-    characters = envelope.ascii_bytes(envelope.text(found, where), where)
-    if len(characters) > maximum:
-        envelope.refuse(where, f"{len(characters)} characters", f"at most {maximum}", "sign again")
-    try:
-        return decode_base64(characters)
-    except ValueError as error:
-        envelope.refuse(where, str(error), "base64", "sign again")
 
 
 def _only(found: Mapping[str, object], where: str, *names: str) -> None:

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Install, uninstall and check: a target's plan brought together with the tree and the records.
 
-The record is written before the first change and once more after the last. It names everything that may have been put,
-so an installation cut short is finished by repeating it, and taken back by ``uninstall``.
+The record is written before the first change and once more after the last. The first names everything that may have
+been put, and what is replaced as it was before, so that an installation cut short is finished by repeating it.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 from contextlib import contextmanager
+from dataclasses import replace as replaced
 from typing import TYPE_CHECKING, Final
 
 from hauberk.install import programs
@@ -42,13 +44,14 @@ def install(
     chosen = target(name)
     with _exclusive(tree, dry_run=dry_run):
         plan = chosen.plan(tree, options)
-        prepared = prepare(plan, tree, records(tree), replace=replace)
-        notes = plan.notes
+        known = records(tree)
+        prepared = prepare(plan, tree, known, replace=replace)
+        notes = (*plan.notes, *prepared.told)
         if chosen.programs and tree.program(*chosen.programs) is None:
             where = " or ".join(map(tree.shown, chosen.programs))
             notes = (f"{name} itself was not found ({where}); this waits for it.", *notes)
         if not dry_run:
-            _apply(tree, prepared)
+            _apply(tree, prepared, known.get(name))
     return prepared, notes
 
 
@@ -64,10 +67,10 @@ def uninstall(tree: Tree, name: str, *, dry_run: bool = False) -> tuple[Prepared
                 f"there is no record of an installation for {name} ({tree.shown(record_path(name))}); nothing to do"
             )
             raise InstallError(message)
-        prepared, told = prepare_removal(known[name], tree, known)
+        prepared = prepare_removal(known[name], tree, known)
         if not dry_run:
             _take_back(tree, name, prepared)
-    return prepared, told
+    return prepared, prepared.told
 
 
 def check(tree: Tree, name: str, options: Options) -> list[Finding]:
@@ -107,14 +110,26 @@ def record_path(name: str) -> str:
     return f"{RECORDS}/{name}.json"
 
 
-def _apply(tree: Tree, prepared: Prepared) -> None:
+def _apply(tree: Tree, prepared: Prepared, before: Record | None) -> None:
     first = [step for step in prepared.steps if f"{RECORDS}/".startswith(f"{step.path}/")]  # where the record lies
     apply(first, tree)
     path = record_path(prepared.record.target)
     content = prepared.record.encode()
-    if any(step.changes for step in prepared.steps) or tree.read(path) != content:
-        tree.write(path, content, _RECORD_MODE)
+    if any(step.changes for step in prepared.steps):
+        tree.write(path, _until_done(prepared.record, before).encode(), _RECORD_MODE)
     apply([step for step in prepared.steps if step not in first], tree)
+    if tree.read(path) != content:
+        tree.write(path, content, _RECORD_MODE)
+
+
+def _until_done(record: Record, before: Record | None) -> Record:
+    """Give the record that holds while the steps are done: by it the next start knows a file not replaced yet."""
+    if before is None:
+        return record
+    paths = {item.path for item in record.items}
+    items = (before.item(item.path) or item for item in record.items)
+    gone = (item for item in before.items if item.path not in paths)
+    return replaced(record, items=(*items, *gone))
 
 
 def _take_back(tree: Tree, name: str, prepared: Prepared) -> None:
@@ -194,7 +209,11 @@ def _working(tree: Tree, plan: Plan) -> Iterator[Finding]:
     copies = [path for path in files if path.endswith("/hauberk-hook")]
     version = _python(tree)
     if version is None or version < _MINIMUM_PYTHON:
-        shown = "is missing or does not run" if version is None else f"is {version[0]}.{version[1]}"
+        shown = (
+            "is missing, does not run or does not tell its version"
+            if version is None
+            else f"is {version[0]}.{version[1]}"
+        )
         yield Finding(
             well=False,
             what=f"{tree.shown(_INTERPRETER)}, the hook's interpreter, {shown}",
@@ -214,9 +233,6 @@ def _python(tree: Tree) -> tuple[int, int] | None:
     """Tell the interpreter's version: by asking it on the machine, by its file's name in an image."""
     if tree.is_machine:
         return programs.python_version(_INTERPRETER)
-    if tree.program(_INTERPRETER) is None:
-        return None
-    for minor in range(_MINIMUM_PYTHON[1], 100):
-        if tree.program(f"/usr/bin/python3.{minor}"):
-            return 3, minor
-    return None
+    found = tree.resolve(_INTERPRETER)
+    named = re.search(r"/python3\.([0-9]{1,3})$", found[0]) if found and tree.program(_INTERPRETER) else None
+    return (3, int(named[1])) if named else None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a target wants to be there, as data, and the steps from what is there to that.
 
-``steps`` is where all decisions are taken: what may be written, what is left alone because it is somebody else's, what
-is shared between targets. It looks and changes nothing; ``apply`` does what the steps say, in their order, and
-``--dry-run`` prints them.
+``prepare`` takes all decisions: what may be written, what is left alone because it is somebody else's, what is shared
+between targets. It looks and changes nothing; ``apply`` does what the steps say, in their order, and ``--dry-run``
+prints them.
 """
 
 from __future__ import annotations
@@ -99,10 +99,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The steps, and the record that will be true after them."""
+    """The steps, the record that will be true after them, and a sentence for each thing that stays other than hoped."""
 
     steps: tuple[Step, ...]
     record: Record
+    told: tuple[str, ...] = ()
 
 
 def prepare(plan: Plan, tree: Tree, records: Mapping[str, Record], *, replace: bool = False) -> Prepared:
@@ -130,7 +131,7 @@ def prepare(plan: Plan, tree: Tree, records: Mapping[str, Record], *, replace: b
         raise ObstaclesError(obstacles)
     directories = tuple(sorted(work.directories, key=lambda path: path.count("/")))
     record = Record(plan.target, dict(plan.options), tuple(work.items), directories)
-    return Prepared(tuple(work.steps), record)
+    return Prepared(tuple(work.steps), record, tuple(work.told))
 
 
 class _Preparation:
@@ -148,6 +149,7 @@ class _Preparation:
         self.items: list[Item] = []
         self.directories: list[str] = []
         self.obstacles: list[str] = []
+        self.told: list[str] = []
 
     def directories_above(self, path: str) -> None:
         parts = path.split("/")[1:-1]
@@ -176,7 +178,7 @@ class _Preparation:
     def file(self, wanted: File) -> None:
         found = self._tree.entry(wanted.path)
         detail = f"{len(wanted.content)} bytes, mode {wanted.mode:04o}, sha256 {digest(wanted.content)}"
-        known = self._recorded(wanted.path)
+        known = self._recorded(wanted.path, found)
         made, saved = bool(known and known.made), known.saved if known else ""
         if found.kind is Kind.MISSING:
             self.steps.append(Step("write", wanted.path, detail, content=wanted.content, mode=wanted.mode))
@@ -204,7 +206,7 @@ class _Preparation:
 
     def link(self, wanted: Link) -> None:
         found = self._tree.entry(wanted.path)
-        known = self._recorded(wanted.path)
+        known = self._recorded(wanted.path, found)
         made = bool(known and known.made)
         if found.kind is Kind.MISSING:
             self.steps.append(Step("link", wanted.path, f"to {wanted.target}", other=wanted.target))
@@ -250,19 +252,21 @@ class _Preparation:
             if item.kind == "edit" or (reason and reason != "gone"):
                 self.items.append(item)
             elif item.made and not reason and not any(other.item(item.path) for other in self._others.values()):
-                told: list[str] = []
-                self.steps.extend(_removal(item, self._tree, told))
+                self.steps.extend(_removal(item, self._tree, self.told))
         for path in reversed(self._own.directories if self._own else ()):
             if path not in self._known and self._tree.is_directory(path):
                 self.steps.append(Step("rmdir", path, "if empty"))
                 self.directories.append(path)
 
-    def _recorded(self, path: str) -> Item | None:
-        for record in (self._own, *self._others.values()):
-            item = record.item(path) if record else None
-            if item is not None:
-                return item
-        return None
+    def _recorded(self, path: str, found: Entry) -> Item | None:
+        """Give what a record says of a path: the one that knows the file as it lies there, else this target's own.
+
+        Of a file that several targets share, the one that was installed last knows the present version.
+        """
+        every = [record.item(path) for record in (self._own, *self._others.values()) if record]
+        items = [item for item in every if item is not None]
+        present = (item for item in items if item.made and item.sha256 == found.sha256)
+        return next(present, items[0] if items else None)
 
     def _check_shared_options(self, path: str) -> None:
         """Two targets that share a file must agree on what it says."""
@@ -299,11 +303,11 @@ class _Preparation:
         self.obstacles.append(f"{self._tree.shown(path)} is {what}; {advice}")
 
 
-def prepare_removal(record: Record, tree: Tree, records: Mapping[str, Record]) -> tuple[Prepared, tuple[str, ...]]:
+def prepare_removal(record: Record, tree: Tree, records: Mapping[str, Record]) -> Prepared:
     """Work out how to take back exactly what the record says.
 
-    Gives the steps with the record of what stays (empty when everything goes), and a sentence for each file that was
-    changed since and is therefore kept.
+    The record is that of what stays (empty when everything goes); told is each file that was changed since and is
+    therefore kept.
     """
     others = [other for name, other in records.items() if name != record.target]
     steps: list[Step] = []
@@ -324,7 +328,7 @@ def prepare_removal(record: Record, tree: Tree, records: Mapping[str, Record]) -
             steps.extend(_removal(item, tree, told))
     steps.extend(Step("rmdir", path, "if empty") for path in reversed(record.directories))
     left = Record(record.target, record.options, tuple(reversed(kept)), record.directories if kept else ())
-    return Prepared(tuple(steps), left), tuple(told)
+    return Prepared(tuple(steps), left, tuple(told))
 
 
 def _why_keep(item: Item, found: Entry) -> str:

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hauberk.install.tree import Tree
-
 _SECONDS: Final = 30.0
 _STATE: Final = b'{"ociVersion":"1.0","id":"hauberk-install-check","status":"stopped","bundle":"/nonexistent"}'
 
@@ -55,10 +53,12 @@ def python_version(path: str) -> tuple[int, int] | None:
     return major, minor
 
 
-def containerd_dump(tree: Tree, paths: Sequence[str]) -> bytes | None:
-    """Give the configuration that containerd would use, as TOML; None where it cannot be asked."""
-    path = tree.program(*paths) if tree.is_machine else None
-    if path is None:
-        return None
+def containerd_dump(path: str) -> bytes | str:
+    """Give the configuration that containerd would use, as TOML; a sentence if it does not tell."""
     result = _run([path, "config", "dump"])
-    return None if isinstance(result, str) or result.returncode != 0 else result.stdout
+    if isinstance(result, str):
+        return result
+    if result.returncode != 0:
+        said = result.stderr.decode("utf-8", "replace").strip()
+        return f"{path} config dump does not work (exit {result.returncode}): {said or 'it said nothing'}"
+    return result.stdout

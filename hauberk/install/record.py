@@ -76,7 +76,7 @@ def decode(data: bytes, target: str, shown: str) -> Record:
             raise ValueError("version, target or options")  # noqa: EM101, TRY003, TRY301 - told below
         items = tuple(_item(entry) for entry in document["items"])
         directories = tuple(_path(path) for path in document["directories"])
-    except (ValueError, TypeError, KeyError, InstallError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, InstallError, RecursionError) as error:
         message = (
             f"{shown} is no record of an installation ({error}); compare it with a backup, or move it away and take"
             " back by hand what docs/install.md lists"

@@ -138,17 +138,10 @@ class Tree:
 
         Raises InstallError for what is no regular file, or larger than ``maximum`` bytes.
         """
-        for _ in range(_MAXIMUM_LINKS):
-            entry = self._look(path)
-            if entry is None:
-                return None
-            kind, target = entry
-            if kind is not Kind.LINK:
-                break
-            path = _joined(path, target)
-        else:
-            message = f"{path}: more than {_MAXIMUM_LINKS} symbolic links in a row; expected a file"
-            raise InstallError(message)
+        resolved = self.resolve(path)
+        if resolved is None:
+            return None
+        path, _ = resolved
         with self._opened(tuple(path.split("/")[:-1])) as directory:
             found = self._entry(directory, path.rpartition("/")[2], path)
         if found.kind is not Kind.FILE:
@@ -158,6 +151,23 @@ class Tree:
             message = f"{self.shown(path)} has {len(found.content)} bytes, expected at most {maximum}"
             raise InstallError(message)
         return found.content
+
+    def resolve(self, path: str) -> tuple[str, Kind] | None:
+        """Give where a path leads, links within the root followed, and what is there; None if nothing is.
+
+        Raises InstallError for links that do not end.
+        """
+        place = path
+        for _ in range(_MAXIMUM_LINKS):
+            found = self._look(place)
+            if found is None:
+                return None
+            kind, target = found
+            if kind is not Kind.LINK:
+                return place, kind
+            place = _joined(place, target)
+        message = f"{self.shown(path)}: more than {_MAXIMUM_LINKS} symbolic links in a row; expected a file"
+        raise InstallError(message)
 
     def names(self, path: str) -> list[str]:
         """List a directory in alphabetical order; empty if there is none."""
@@ -182,13 +192,8 @@ class Tree:
     def program(self, *paths: str) -> str | None:
         """Give the first of some paths at which an executable file lies, links within the root followed."""
         for path in paths:
-            place = path
-            for _ in range(_MAXIMUM_LINKS):
-                found = self._look(place)
-                if found is None or found[0] is not Kind.LINK:
-                    break
-                place = _joined(place, found[1])
-            if found is not None and found[0] is Kind.FILE and self._is_executable(place):
+            found = self.resolve(path)
+            if found is not None and found[1] is Kind.FILE and self._is_executable(found[0]):
                 return path
         return None
 

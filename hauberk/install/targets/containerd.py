@@ -75,8 +75,13 @@ class Containerd:
                 what=f"{tree.shown(configurations.MAIN)} imports no directory with Hauberk's settings",
                 advice=f'Add: imports = ["{configurations.PATTERN}"]',
             )
-        dump = programs.containerd_dump(tree, self.programs)
-        if dump is None:
+        program = tree.program(*self.programs) if tree.is_machine else None
+        if program is None:
+            return
+        dump = programs.containerd_dump(program)
+        if isinstance(dump, str):
+            advice = "Correct what it says: whether containerd uses what was put there is not known until it answers"
+            yield Finding(well=False, what=dump, advice=advice)
             return
         effective = toml_reading.parse(dump, "containerd config dump")
         handlers, _, _ = _handlers(configuration, options)
@@ -139,12 +144,16 @@ def _specified(tree: Tree, name: str, table: dict[str, Any], options: Options) -
 
 
 def with_hooks(content: bytes, shown: str, *, fail_open: bool) -> bytes:
-    """Add our hooks to an OCI specification, behind those it has. Raises InstallError for one that is none."""
+    """Add our hooks to an OCI specification, behind those it has; what it has of ours stays.
+
+    Raises InstallError for one that is none.
+    """
     try:
         specification = json.loads(content)
         sections = specification.setdefault("hooks", {})
         for stage, entries in hooks(fail_open=fail_open).items():
-            sections[stage] = [*(sections.get(stage) or []), *entries]
+            present = sections.get(stage) or []
+            sections[stage] = [*present, *(entry for entry in entries if entry not in present)]
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         message = f"{shown} is no OCI specification ({error}); expected a JSON object with an object 'hooks', or none"
         raise InstallError(message) from error

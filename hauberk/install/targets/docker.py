@@ -47,12 +47,16 @@ class Docker:
         real = _real(tree, settings, obstacles)
         if real is not None:
             wanted.extend(wrapper.files(_WRAPPED, real))
-        changed = {**settings, "default-runtime": NAME}
-        changed["runtimes"] = {**settings.get("runtimes", {}), NAME: {"path": wrapper.path(_WRAPPED)}}
+        changed, fresh = _with_ours(settings), encoded(_with_ours({}))
         notes = ["What `docker build` runs does not go through a runtime of daemon.json and is not registered."]
-        if content is None or content == encoded(changed):
-            wanted.append(File(CONFIGURATION, encoded(changed)))
-        elif changed != settings:
+        if _default(settings).get("runtimeArgs"):
+            name = settings["default-runtime"]
+            notes.append(
+                f"The runtimeArgs of {name} are not passed on: add them to runtimes.{NAME} if they are needed."
+            )
+        if content in (None, fresh):  # a file with anything else in it is its owner's
+            wanted.append(File(CONFIGURATION, fresh))
+        elif content is not None and changed != settings:
             detail = f'make runtimes.{NAME} the "default-runtime"'
             advice = f'take runtimes.{NAME} and "default-runtime" out of it'
             if options.edit:
@@ -91,6 +95,18 @@ def _parse(content: bytes | None, shown: str) -> dict[str, Any]:
         raise InstallError(message)
     result: dict[str, Any] = settings
     return result
+
+
+def _with_ours(settings: dict[str, Any]) -> dict[str, Any]:
+    runtimes = {**settings.get("runtimes", {}), NAME: {"path": wrapper.path(_WRAPPED)}}
+    return {**settings, "default-runtime": NAME, "runtimes": runtimes}
+
+
+def _default(settings: dict[str, Any]) -> dict[str, Any]:
+    """Give the entry of the default runtime, if that is one of theirs with an entry."""
+    name = str(settings.get("default-runtime", NAME))
+    found: dict[str, Any] = {} if name == NAME else settings.get("runtimes", {}).get(name, {})
+    return found
 
 
 def _real(tree: Tree, settings: dict[str, Any], obstacles: list[str]) -> str | None:

@@ -8,6 +8,7 @@ behind what vendors ship: hooks run in that order, and the agent must see the mo
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from hauberk.install.material import FAIL_OPEN_PROGRAM, HOOK, hook_file, material
@@ -15,13 +16,43 @@ from hauberk.install.plan import EXECUTABLE, Directory, File, Plan
 from hauberk.install.targets import Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from hauberk.install.targets import Options
     from hauberk.install.tree import Tree
 
 DIRECTORY: Final = "/usr/share/containers/oci/hooks.d"
 FILES: Final = ("zz-hauberk-create.json", "zz-hauberk-poststop.json")
+
+
+@dataclass(frozen=True, slots=True)
+class HooksDirectoryTarget:
+    """A target that only needs the files: ``shown`` is its name in sentences, ``directories`` what it reads.
+
+    ``elsewhere`` is the note for a directory of the operator's own that it does not read yet, ``advice`` how to make it
+    read one; both with the directory as ``{directory}``.
+    """
+
+    name: str
+    shown: str
+    programs: tuple[str, ...]
+    directories: Callable[[Tree], list[str]]
+    notes: tuple[str, ...]
+    elsewhere: str
+    advice: str
+    accepts: frozenset[str] = frozenset({"fail_open", "directory"})
+
+    def plan(self, tree: Tree, options: Options) -> Plan:
+        """Say what should be there."""
+        notes = self.notes
+        if options.directory and options.directory not in self.directories(tree):
+            notes = (*notes, self.elsewhere.format(directory=options.directory))
+        return plan(self.name, options, notes)
+
+    def examine(self, tree: Tree, options: Options) -> Iterator[Finding]:
+        """Look which directories the runtime reads."""
+        advice = self.advice.format(directory=options.directory or DIRECTORY)
+        yield from examine_directories(tree, options, self.directories(tree), self.shown, advice)
 
 
 def plan(target: str, options: Options, notes: tuple[str, ...] = ()) -> Plan:

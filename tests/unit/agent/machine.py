@@ -19,6 +19,10 @@ AGENT_NETWORK = 4026531992
 RUNTIME = b"\x7fELF a container runtime" * 100
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the agent runs any more, not even its undoing."""
+
+
 @dataclass
 class Container:
     """One parked container: its init, its cgroup directory and its bundle."""

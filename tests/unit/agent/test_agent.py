@@ -21,6 +21,7 @@ from guest_agent.engines.simulator import SimulatedKernel, SimulatorEngine
 from guest_agent.records import RecordStore
 from guest_agent.workloads import facts, selection, verification
 from guest_agent.workloads.registry import Registry, State
+from tests.unit.agent.machine import Killed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -267,10 +268,6 @@ def fail(patch: pytest.MonkeyPatch, step: str, error: BaseException, *, after: b
         raise error
 
     patch.setattr(owner, name, failing)
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing of the agent runs any more, not even its undoing."""
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

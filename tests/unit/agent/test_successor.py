@@ -25,6 +25,7 @@ from hauberk.bundle.keys import Algorithm
 from hauberk.bundle.terms import NamedKey
 from hauberk.policy.rules import Operation, Verdict
 from tests.unit.agent.conftest import POLICY
+from tests.unit.agent.machine import Killed
 from tests.unit.agent.test_agent import LABELS, kernel_of, poststop
 from tests.unit.agent.test_agent import create as announce
 
@@ -442,10 +443,6 @@ def test_the_successors_of_an_earlier_boot_count_for_nothing(agents: Start, conf
     assert second.policy_set is not None
     assert second.policy_set.version == 1
     assert not list((configuration.state_directory / "successors").iterdir())
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing of the agent runs any more."""
 
 
 STEPS: dict[str, tuple[object, str]] = {

@@ -26,14 +26,19 @@ class RunHook(Protocol):
         ...
 
 
-@pytest.fixture(scope="session")
-def hook() -> ModuleType:
-    loader = SourceFileLoader("hauberk_hook_under_test", str(HOOK))
+def load_program(path: Path) -> ModuleType:
+    """Load one of the programs, whose file has no suffix, as a module."""
+    loader = SourceFileLoader(path.name.replace("-", "_") + "_under_test", str(path))
     spec = spec_from_loader(loader.name, loader)
     assert spec is not None
     module = module_from_spec(spec)
     loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def hook() -> ModuleType:
+    return load_program(HOOK)
 
 
 @pytest.fixture

@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 import json
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .conftest import HOOK
+from .conftest import HOOK, load_program
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import ModuleType
 
 PROGRAM = HOOK.with_name("hauberk-add-hooks")
@@ -26,12 +25,7 @@ OURS: dict[str, list[object]] = {
 
 @pytest.fixture(scope="module")
 def program() -> ModuleType:
-    loader = SourceFileLoader("hauberk_add_hooks_under_test", str(PROGRAM))
-    spec = spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = module_from_spec(spec)
-    loader.exec_module(module)
-    return module
+    return load_program(PROGRAM)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +48,7 @@ def program() -> ModuleType:
     ],
 )
 def test_the_bundle_is_found(program: ModuleType, words: list[str], bundle: str | None) -> None:
-    _, options = program.read_command(words)
+    options = program.read_command(words, {})
     assert options is not None
     assert options.get("bundle") == bundle
 
@@ -63,7 +57,7 @@ def test_the_bundle_is_found(program: ModuleType, words: list[str], bundle: str 
     "words", [["state", "run"], ["exec", "id", "create"], ["--root", "create", "state", "x"], ["kill", "create"], []]
 )
 def test_other_commands_have_no_bundle(program: ModuleType, words: list[str]) -> None:
-    assert program.read_command(words)[1] is None
+    assert program.read_command(words, {}) is None
 
 
 @pytest.mark.parametrize(
@@ -88,7 +82,16 @@ def test_other_commands_have_no_bundle(program: ModuleType, words: list[str]) ->
 )
 def test_what_is_not_understood_is_refused(program: ModuleType, words: list[str]) -> None:
     with pytest.raises(program.Refusal):
-        program.read_command(words)
+        program.read_command(words, {})
+
+
+def test_a_refusal_is_told_in_the_log_that_was_named_before_it(
+    program: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log"
+    program.main(["/bin/true", "--log", str(log), "--log-format=json", "create", "--config", "/c", "id"])
+    assert "--config" in json.loads(log.read_text())["msg"]
+    assert "--config" in capfd.readouterr().err
 
 
 VALUES = st.recursive(

@@ -7,8 +7,6 @@ import os
 import socket
 import subprocess
 import threading
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +14,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from .conftest import HOOK
+from .conftest import HOOK, load_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,12 +83,7 @@ REFUSED_SETTINGS = {
 
 @pytest.fixture(scope="module")
 def program() -> ModuleType:
-    loader = SourceFileLoader("hauberk_fail_open_under_test", str(PROGRAM))
-    spec = spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = module_from_spec(spec)
-    loader.exec_module(module)
-    return module
+    return load_program(PROGRAM)
 
 
 @pytest.fixture
@@ -110,13 +103,13 @@ def machine(program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("data", ACCEPTED_SETTINGS)
 def test_plain_settings_that_say_host_are_taken(program: ModuleType, data: bytes) -> None:
-    program.find_mode(data)
+    program.check_mode(data)
 
 
 @pytest.mark.parametrize("name", REFUSED_SETTINGS)
 def test_anything_unusual_counts_as_sealed(program: ModuleType, name: str) -> None:
     with pytest.raises(program.Closed):
-        program.find_mode(REFUSED_SETTINGS[name])
+        program.check_mode(REFUSED_SETTINGS[name])
 
 
 LINES = st.sampled_from(
@@ -135,7 +128,7 @@ LINES = st.sampled_from(
 def test_what_is_taken_is_what_yaml_reads(program: ModuleType, lines: list[str]) -> None:
     data = "\n".join(lines).encode()
     try:
-        program.find_mode(data)
+        program.check_mode(data)
     except program.Closed:
         return
     try:
@@ -151,6 +144,21 @@ def test_a_machine_in_host_mode_opens(program: ModuleType, machine: Path, capfd:
     line = capfd.readouterr().err
     assert line.startswith("hauberk-hook: container web STARTS UNPROTECTED: no agent listens on /s, and this machine")
     assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize("mapped", [b"0 1000 1\n", None])
+def test_a_user_namespace_or_none_that_can_be_told_never_opens(
+    program: ModuleType, machine: Path, monkeypatch: pytest.MonkeyPatch, mapped: bytes | None
+) -> None:
+    copy, mapping = machine / "hook", machine / "uid_map"
+    copy.write_text(HOOK.read_text().replace("/proc/self/uid_map", str(mapping)))
+    monkeypatch.setattr(program, "HOOK", str(copy))
+    mapping.write_bytes(b"0 0 4294967295\n")
+    assert program.main("web", "no agent") == 0
+    mapping.unlink()
+    if mapped is not None:
+        mapping.write_bytes(mapped)
+    assert program.main("web", "no agent") == 1
 
 
 def test_an_agent_in_host_mode_that_died_opens(program: ModuleType, machine: Path) -> None:

@@ -35,8 +35,7 @@ def test_a_dry_run_prints_every_step(image: Path, capsys: pytest.CaptureFixture[
 
 def test_install_check_uninstall(image: Path, put: Put, capsys: pytest.CaptureFixture[str]) -> None:
     put("/usr/bin/podman", "", 0o755)
-    put("/usr/bin/python3", "", 0o755)
-    put("/usr/bin/python3.11", "", 0o755)
+    put("/usr/bin/python3.11", "", 0o755).with_name("python3").symlink_to("python3.11")
     before = snapshot(image)
     root = ["--root", str(image)]
     assert main(["install", "podman", "--check", *root]) == 1
@@ -73,7 +72,7 @@ def test_scripts_get_json(image: Path, put: Put, capsys: pytest.CaptureFixture[s
     answer = ask("install", "crio", "--check")
     assert answer["complete"] is False
     assert [finding["what"] for finding in answer["findings"] if not finding["well"]] == [
-        f"{image}/usr/bin/python3, the hook's interpreter, is missing or does not run"
+        f"{image}/usr/bin/python3, the hook's interpreter, is missing, does not run or does not tell its version"
     ]
     assert ask("uninstall", "crio")["target"] == "crio"
 
@@ -227,16 +226,24 @@ def test_the_interpreter_is_asked(put: Put) -> None:
     assert programs.python_version(sys.executable) == sys.version_info[:2]
 
 
-def test_containerd_is_asked_on_the_machine_alone(tree: Tree, put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
-    answering(put, "echo 'version = 3'")
-    assert programs.containerd_dump(tree, ["/program"]) is None
-    monkeypatch.setattr(Tree, "is_machine", True)
-    assert programs.containerd_dump(tree, ["/none"]) is None
+def test_containerd_is_asked(put: Put) -> None:
+    assert programs.containerd_dump(answering(put, "echo version = 3")) == b"version = 3\n"
+    failing = programs.containerd_dump(answering(put, "echo no such plugin >&2; exit 1"))
+    assert "exit 1): no such plugin" in str(failing)
+    assert "cannot be started" in str(programs.containerd_dump("/none"))
 
 
 def test_what_containerd_says_counts(tree: Tree, put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
     put("/usr/bin/containerd", "", 0o755)
     operations.install(tree, "containerd", Options())
+    monkeypatch.setattr(programs, "containerd_dump", lambda _: "it does not tell")
+    whats = [finding.what for finding in operations.check(tree, "containerd", Options())]
+    assert "it does not tell" not in whats  # of an image nothing is executed
+    monkeypatch.setattr(Tree, "is_machine", True)
+    monkeypatch.setattr(programs, "python_version", lambda _: (3, 11))
+    monkeypatch.setattr(programs, "ask_hook", lambda _: (True, "it works"))
+    wrong = [finding.what for finding in operations.check(tree, "containerd", Options()) if not finding.well]
+    assert wrong == ["it does not tell"]
     table = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\n"
     ours = f"{table}base_runtime_spec = '/etc/containerd/hauberk-base-spec.json'\n"
     for dump, well in ((ours, True), (table, False), ("", False)):

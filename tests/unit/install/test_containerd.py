@@ -215,6 +215,11 @@ base_runtime_spec = "/etc/containerd/limits.json"
         operations.install(tree, "containerd", Options())
 
 
+def test_hooks_that_a_specification_has_already_are_not_doubled() -> None:
+    once = with_hooks(b"{}", "x", fail_open=False)
+    assert with_hooks(once, "x", fail_open=False) == once
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"1", b'{"hooks": []}', b'{"hooks": {"createRuntime": 1}}'])
 def test_a_base_specification_that_is_none_is_refused(content: bytes) -> None:
     with pytest.raises(InstallError, match="no OCI specification"):

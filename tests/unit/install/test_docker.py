@@ -59,6 +59,7 @@ def test_a_configuration_is_added_to_with_leave_alone(image: Path, tree: Tree, p
     for _ in range(2):
         operations.install(tree, "docker", Options(edit=True))
         assert (image / "etc/hauberk/runtimes/docker").read_text() == "/usr/bin/crun\n"
+        assert (image / CONFIGURATION[1:]).stat().st_mode & 0o777 == 0o600  # it stays its owner's
     assert operations.uninstall(tree, "docker")[1] == ()
     assert snapshot(image) == before
 
@@ -84,6 +85,13 @@ def test_a_configuration_that_is_none_is_told(tree: Tree, put: Put, text: str) -
     put(CONFIGURATION, text)
     with pytest.raises(InstallError, match=r"daemon\.json"):
         operations.install(tree, "docker", Options(edit=True))
+
+
+def test_arguments_that_are_not_passed_on_are_told(tree: Tree, put: Put) -> None:
+    fast = {"path": "/usr/bin/crun", "runtimeArgs": ["--debug"]}
+    put(CONFIGURATION, json.dumps({"runtimes": {"fast": fast}, "default-runtime": "fast"}))
+    _, notes = operations.install(tree, "docker", Options(edit=True))
+    assert any("runtimeArgs of fast are not passed on" in note for note in notes)
 
 
 def test_a_runtime_that_is_not_there_is_an_obstacle(image: Path, tree: Tree) -> None:

@@ -48,8 +48,7 @@ def runtimes(put: Put) -> None:
     """The image has the runtimes that wrappers stand for."""
     for path in ("/usr/sbin/runc", "/usr/bin/podman", "/usr/bin/crio", "/usr/bin/containerd", "/usr/bin/dockerd"):
         put(path, "", 0o755)
-    put("/usr/bin/python3", "", 0o755)
-    put("/usr/bin/python3.11", "", 0o755)
+    put("/usr/bin/python3.11", "", 0o755).with_name("python3").symlink_to("python3.11")
 
 
 def changed(steps: tuple[Step, ...]) -> list[str]:
@@ -175,6 +174,64 @@ def test_an_installation_cut_short_can_be_finished_and_taken_back(
                 "var/lib/hauberk",
                 "var/lib/hauberk/install",
             }
+
+
+@pytest.mark.parametrize("cut", range(8))
+def test_an_upgrade_cut_short_can_be_finished_and_taken_back(
+    image: Path, tree: Tree, cut: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an earlier version put, and this one has not replaced yet, is known as ours; so is what it takes away."""
+    before = snapshot(image)
+    with monkeypatch.context() as patch:
+        patch.setattr("hauberk.install.targets.hooks_directory.material", lambda name: material(name) + b"# old\n")
+        operations.install(tree, "podman", Options(fail_open=True))
+    real, count = plans._apply, 0  # noqa: SLF001 - as above
+
+    def apply(step: Step, where: Tree) -> None:
+        nonlocal count
+        count += 1
+        if count > cut:
+            raise KeyboardInterrupt
+        real(step, where)
+
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(plans, "_apply", apply)
+        operations.install(tree, "podman", Options())
+    operations.install(tree, "podman", Options())
+    assert (image / HOOK).read_bytes() == material("hooks/hauberk-hook")
+    assert operations.uninstall(tree, "podman")[1] == ()
+    assert snapshot(image) == before
+
+
+def test_a_shared_file_that_another_target_brought_up_to_date_is_ours(
+    image: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("hauberk.install.targets.hooks_directory.material", lambda name: material(name) + b"# old\n")
+        operations.install(tree, "podman", Options())
+    with monkeypatch.context() as patch:
+        patch.setattr("hauberk.install.targets.hooks_directory.material", lambda name: material(name) + b"# newer\n")
+        operations.install(tree, "crio", Options())
+    operations.install(tree, "podman", Options())
+    assert (image / HOOK).read_bytes() == material("hooks/hauberk-hook")
+
+
+def test_what_another_choice_cannot_put_back_is_told(image: Path, tree: Tree, put: Put) -> None:
+    program = "usr/libexec/hauberk/hauberk-fail-open"
+    put(f"/{program}", "theirs", 0o755)
+    operations.install(tree, "podman", Options(fail_open=True), replace=True)
+    (image / f"{program}.before-hauberk").unlink()
+    _, notes = operations.install(tree, "podman", Options())
+    assert any(f"{program} cannot be put back" in note for note in notes)
+
+
+@pytest.mark.parametrize("items", [["x"], [1], [[]]])
+def test_a_record_whose_entries_are_no_objects_is_refused(tree: Tree, items: list[object]) -> None:
+    operations.install(tree, "podman", Options())
+    record = json.loads(tree.read("/var/lib/hauberk/install/podman.json") or b"")
+    tree.write("/var/lib/hauberk/install/podman.json", json.dumps({**record, "items": items}).encode(), 0o644)
+    with pytest.raises(InstallError, match="no record of an installation"):
+        operations.uninstall(tree, "podman")
 
 
 def test_a_file_of_others_is_not_overwritten(image: Path, tree: Tree, put: Put) -> None:
@@ -329,9 +386,15 @@ def test_a_missing_runtime_is_found(image: Path, tree: Tree) -> None:
 def test_a_missing_or_old_interpreter_is_found(image: Path, tree: Tree) -> None:
     operations.install(tree, "podman", Options())
     (image / "usr/bin/python3.11").rename(image / "usr/bin/python3.8")
-    assert any(
-        "interpreter" in finding.what for finding in operations.check(tree, "podman", Options()) if not finding.well
-    )
+    interpreter = image / "usr/bin/python3"
+    for made in (None, "python3.8", "data"):
+        interpreter.unlink(missing_ok=True)
+        if made == "data":
+            interpreter.touch(0o755)  # its version is not to be guessed from what lies beside it
+        elif made:
+            interpreter.symlink_to(made)
+        wrong = [finding.what for finding in operations.check(tree, "podman", Options()) if not finding.well]
+        assert ["interpreter" in what for what in wrong] == [True]
 
 
 @pytest.mark.parametrize("what", [HOOK, CREATE])

@@ -77,4 +77,4 @@ class Podman:
 
     def remove_all(self) -> None:
         """Remove every container, running or not; poststop hooks run."""
-        self("rm", "--force", "--all", "--time", "0")
+        self("rm", "--force", "--all", "--time", "0").check()
