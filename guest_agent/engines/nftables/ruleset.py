@@ -80,7 +80,8 @@ class LogMark:
         """Read a prefix. Raises ValueError for one that is not ours."""
         words = text.split(" ")
         try:
-            mark, endpoint, (direction, verdict, reason) = words
+            mark, endpoint, letters = words
+            direction, verdict, reason = list(letters)
             found = cls(int(endpoint, 16), _SECTIONS[direction], _VERDICTS[verdict], _REASONS[reason])
         except (KeyError, ValueError):
             mark = ""
@@ -177,12 +178,16 @@ class Quota:
 
 @dataclass(frozen=True)
 class Ruleset:
-    """All that the kernel is to hold of ours in a namespace. Sets and quotas are by name."""
+    """All that the kernel is to hold of ours in a namespace. Sets and quotas are by name.
+
+    ``analyses`` is what the planner found out about rule sets, for the next plan to begin with.
+    """
 
     chains: tuple[Chain, ...] = ()
     rules: tuple[Rule, ...] = ()
     sets: Mapping[str, Set] = field(default_factory=dict)
     quotas: Mapping[str, Quota] = field(default_factory=dict)
+    analyses: Mapping[object, object] = field(default_factory=dict, compare=False, repr=False)
 
     def commands(self) -> list[dict[str, Any]]:
         """Give the structure as commands of nft's JSON, in an order that nft takes: nothing is used before it is there.
