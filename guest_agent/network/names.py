@@ -10,8 +10,8 @@ address too many grants one; so everything doubtful is left out:
 * only records of the name that was asked for and, along its aliases, of those it leads to (RFC 1034 §3.6.2). The
   addresses belong to the name that was *asked for*, as in Cilium: no alias on the way is learned;
 * an address counts for the shortest time that any record on its way says (RFC 1034 §5.3.3 leaves that to the cache);
-* only names that a pattern of a policy can match, in lower case; only addresses that a packet can be sent to. IPv4 in the form of
-  IPv6 is left out: packets to it are IPv4, and who answers a question for IPv6 with it wants something else.
+* only names that a pattern of a policy can match, in lower case; only addresses that a packet can be sent to. IPv4 in
+  the form of IPv6 is left out: packets to it are IPv4, and who answers so to a question for IPv6 wants something else.
 
 Pointers in compressed names only ever lead backwards here (RFC 1035 §4.1.4: "a prior occurrence"), so that there is no
 loop; the number of records, aliases and bytes is bounded.
