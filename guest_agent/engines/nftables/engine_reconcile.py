@@ -111,6 +111,11 @@ def _added(name: str, elements: Mapping[bytes, int]) -> Iterator[Step]:
     return (Step(made, f"elements of set {name}") for made in kernel.new_elements(name, elements))
 
 
+def exchange(name: str, gone: Mapping[bytes, int], come: Mapping[bytes, int]) -> tuple[Step, ...]:
+    """Give the transaction that takes some elements out of a set and puts others in."""
+    return (*_deleted(name, gone), *_added(name, come))
+
+
 def members(held: Set, wanted: Mapping[bytes, int], name: str) -> tuple[Step, ...]:
     """Give the transaction that makes ``wanted`` the elements of a set, each with its time (0: for good)."""
     after = Set(
@@ -118,7 +123,7 @@ def members(held: Set, wanted: Mapping[bytes, int], name: str) -> tuple[Step, ..
         frozenset(encoded for encoded, time in wanted.items() if not time),
         {encoded: time for encoded, time in wanted.items() if time},
     )
-    return (*_deleted(name, _gone(held, after)), *_added(name, _come(held, after)))
+    return exchange(name, _gone(held, after), _come(held, after))
 
 
 def with_usage(wanted: Table, usage: Mapping[str, Quota]) -> Table:

@@ -13,6 +13,7 @@ import fcntl
 import functools
 import os
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from guest_agent.engines.network_port import EngineError
@@ -28,33 +29,36 @@ _NS_GET_NSTYPE: Final = 0xB703
 _Result = TypeVar("_Result")
 
 
+class NamespaceGoneError(EngineError):
+    """The namespace is not where it was said to be: its processes ended."""
+
+
 def open_namespace(namespace: Namespace) -> int:
     """Open a network namespace and return a descriptor, by which it stays even when its processes end.
 
-    Raises EngineError when it is gone, is no network namespace, or is another than the one that was asked for.
+    Raises NamespaceGoneError when something else or nothing is there, EngineError when it cannot be opened.
     """
     try:
         descriptor = os.open(namespace.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (FileNotFoundError, ProcessLookupError) as error:
+        message = f"network namespace {namespace.inode} is not at {namespace.path} any more; its process ended"
+        raise NamespaceGoneError(message) from error
     except OSError as error:
         message = (
-            f"network namespace {namespace.inode} cannot be opened at {namespace.path} ({error.strerror});"
-            " has its process ended?"
+            f"network namespace {namespace.inode} cannot be opened at {namespace.path}: {error.strerror};"
+            " the agent needs CAP_SYS_PTRACE there"
         )
         raise EngineError(message) from error
-    try:
-        found = os.fstat(descriptor).st_ino
+    found, kind = os.fstat(descriptor).st_ino, -1
+    with suppress(OSError):
         kind = fcntl.ioctl(descriptor, _NS_GET_NSTYPE)
-    except OSError as error:
-        os.close(descriptor)
-        message = f"{namespace.path} is no namespace ({error.strerror}), expected network namespace {namespace.inode}"
-        raise EngineError(message) from error
     if found != namespace.inode or kind != _CLONE_NEWNET:
         os.close(descriptor)
         message = (
-            f"{namespace.path} is namespace {found}, expected network namespace {namespace.inode};"
+            f"found inode {found} at {namespace.path}, expected network namespace {namespace.inode};"
             " its process ended meanwhile, look the workload up again"
         )
-        raise EngineError(message)
+        raise NamespaceGoneError(message)
     return descriptor
 
 

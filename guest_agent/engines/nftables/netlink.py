@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Self
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+NETLINK_ROUTE: Final = 0
 NETLINK_SOCK_DIAG: Final = 4
 NETLINK_NETFILTER: Final = 12
 SUBSYSTEM_CONNTRACK: Final = 1
@@ -226,9 +227,12 @@ class NetlinkSocket:
         self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
 
     def receive_waiting(self) -> bytes | None:
-        """Take one datagram that waits; None when none does. Raises OSError (ENOBUFS: some were lost)."""
+        """Take one datagram of the kernel that waits; None when none does. Raises OSError (ENOBUFS: some were lost)."""
         try:
-            return self._socket.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+            while True:
+                data, (sender, _) = self._socket.recvfrom(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+                if sender == 0:  # who administers the namespace could send us anything
+                    return data
         except BlockingIOError:
             return None
 
@@ -237,6 +241,16 @@ class NetlinkSocket:
         self._sequence += 1
         self._socket.send(encode(request, self._sequence, flags))
         return list(self._answers({self._sequence: 0}, self._sequence))
+
+    def stream(self, request: Message) -> Iterator[Message]:
+        """Ask for all of something that may change meanwhile, and give it as it comes. Raises NetlinkError, OSError.
+
+        Nothing else may be asked before the end.
+        """
+        self._sequence += 1
+        self._socket.send(encode(request, self._sequence, DUMP))
+        with suppress(InterruptedDumpError):
+            yield from self._answers({self._sequence: 0}, self._sequence)
 
     def dump(self, request: Message) -> list[Message]:
         """Ask for all of something, again when it changed meanwhile. Raises NetlinkError, OSError."""
@@ -290,11 +304,11 @@ class NetlinkSocket:
         interrupted = False
         while True:
             try:
-                data = self._socket.recv(_RECEIVE_BYTES)
+                data, (sender, _) = self._socket.recvfrom(_RECEIVE_BYTES)
             except BlockingIOError as error:
                 reason = f"the kernel did not answer on netlink for {DEADLINE_SECONDS:g} s"
                 raise NetlinkError(errno.ETIMEDOUT, reason) from error
-            for message, flags, sequence in decode(data):
+            for message, flags, sequence in decode(data) if sender == 0 else ():
                 if sequence not in places:
                     continue  # of a request that was given up
                 interrupted = interrupted or bool(flags & _FLAG_DUMP_INTERRUPTED)

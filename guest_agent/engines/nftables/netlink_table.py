@@ -55,6 +55,8 @@ _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
 _INTERVAL_END: Final = 1
 _CONCATENATED_INTERVALS: Final = 0x84
 _READINGS: Final = 20
+_SUM_BYTES: Final = 32
+_SUM_MASK: Final = (1 << 8 * _SUM_BYTES) - 1
 
 _CODES: Final = {"accept": 1, "drop": 0, "continue": -1, "return": -5, "jump": -3, "goto": -4}
 _CODE: Final = struct.Struct(">i")
@@ -97,8 +99,11 @@ class Table:
     sets: Mapping[str, Set] = field(default_factory=dict)
     quotas: Mapping[str, Quota] = field(default_factory=dict)
 
-    def digest(self) -> str:
-        """Give the SHA-256 (hex) of all that lasts: not of usage, nor of elements that end by themselves."""
+    def digest(self, sums: Mapping[str, int] | None = None) -> str:
+        """Give the SHA-256 (hex) of all that lasts: not of usage, nor of elements that end by themselves.
+
+        ``sums`` are those of the elements of each set where they are known already (:func:`element_sum`).
+        """
         digest = hashlib.sha256()
 
         def take(*parts: bytes) -> None:
@@ -108,10 +113,24 @@ class Table:
         for name, chain in sorted(self.chains.items()):
             take(b"chain", name.encode(), chain.definition, *chain.rules)
         for name, kept in sorted(self.sets.items()):
-            take(b"set", name.encode(), kept.definition, *sorted(kept.elements))
+            total = element_sum(kept.elements) if sums is None else sums[name]
+            take(b"set", name.encode(), kept.definition, total.to_bytes(_SUM_BYTES, "big"))
         for name, quota in sorted(self.quotas.items()):
             take(b"quota", name.encode(), u64(quota.over, quota.limit))
         return digest.hexdigest()
+
+
+def element_sum(elements: Iterable[bytes]) -> int:
+    """Give a number that is the same for the same elements in whatever order, and follows when one comes or goes."""
+    total = 0
+    for encoded in elements:
+        total += int.from_bytes(hashlib.blake2b(encoded, digest_size=_SUM_BYTES).digest(), "big")
+    return total & _SUM_MASK
+
+
+def changed_sum(total: int, gone: Iterable[bytes], come: Iterable[bytes]) -> int:
+    """Give the sum after some elements went and others came."""
+    return (total - element_sum(gone) + element_sum(come)) & _SUM_MASK
 
 
 # ---- elements --------------------------------------------------------------------------------------------------------
@@ -345,7 +364,7 @@ def _read_table(channel: NetlinkSocket, table: str) -> Table | None:
     sets = {}
     for read in _dump(channel, GET_SET, table):
         name = netlink.read_text(read[_SET_NAME])
-        sets[name] = _read_set(channel, table, name, _kept(read, _SET_KEPT))
+        sets[name] = read_set(channel, name, _kept(read, _SET_KEPT), table)
     quotas = {
         netlink.read_text(read[_OBJECT_NAME]): _read_quota(read[_OBJECT_DATA])
         for read in _dump(channel, GET_OBJECT, table)
@@ -382,7 +401,8 @@ def _dump(channel: NetlinkSocket, kind: int, table: str, *parts: bytes) -> list[
     return [found for found in read if netlink.read_text(found.get(TABLE_NAME, b"")) == table]
 
 
-def _read_set(channel: NetlinkSocket, table: str, name: str, definition: bytes) -> Set:
+def read_set(channel: NetlinkSocket, name: str, definition: bytes, table: str = TABLE) -> Set:
+    """Read the elements of a set. Raises NetlinkError, OSError."""
     elements: set[bytes] = set()
     timed: dict[bytes, int] = {}
     for read in _dump(channel, GET_ELEMENTS, table, text(_LIST_SET, name)):
