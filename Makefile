@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# The one thing that installs anything. `make setup` is safe to repeat: what is there is left alone.
+# The one thing that installs anything (`make fuzz`: the fuzzer). `make setup` is safe to repeat: what is there is left alone.
 # The caller's PIP_*, *_proxy and SSL_* variables reach pip, apt and debootstrap unchanged.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c

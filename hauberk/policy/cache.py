@@ -9,6 +9,10 @@ An entry counts if it is a regular file of the user's own that nobody else may w
 place: it starts with the digest of its name and of the rest. Everything else about it, and every failure to write one,
 means that the policies are read as if there were no cache. No lock is needed, since an entry is put in place whole and
 never changed.
+
+The agent's records hold rules as JSON too (``guest_agent.workloads.interchange``), read strictly, field by field, since
+they decide what is enforced. The reader here only undoes what the writer here did, and is fast: an answer of
+``explain`` must not wait for it.
 """
 
 from __future__ import annotations
