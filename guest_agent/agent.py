@@ -8,8 +8,12 @@ verify once more, and only then answer. Whatever fails on the way undoes what wa
 leaves the workload in force, never half let go.
 
 A submission of a successor: verify the whole chain, wait until no registration is under way, compute what every
-container in force is held to from then on, write that down beside what holds now, and switch all of them in one step.
-Killed before that step, the next agent finds the old state and forgets the rest; killed after it, the new one.
+container in force is held to from then on, write that down beside what holds now, subject packets to the old and the
+new rules, switch all containers in one step, and let the old rules about packets go. Killed before that step, the next
+agent finds the old state and forgets the rest; killed after it, the new one.
+
+There may be two engines: one for programs and files, which also says what is registered and which bundle is in force,
+and one for packets. A container is registered when both hold it.
 
 Letting go asks the machine whether the container has ended, whoever wants it gone: a poststop, or the reaper that
 looks at all workloads every two seconds (crun sends no poststop after a refused start, and a host may send none).
@@ -35,25 +39,36 @@ from guest_agent.api.hook_socket import HookAnswer, Stage
 from guest_agent.engines.bpf_lsm.plan import PlanError, compile_table, fingerprint
 from guest_agent.engines.port import EnforcedWorkload, EngineError, GateSettings, SuccessorRecord
 from guest_agent.events.alerts import Alert, AlertMaker, Subject
+from guest_agent.events.folding import Folding, peer_of
+from guest_agent.events.network import NetworkAlertMaker
 from guest_agent.events.stream import AlertStream, FileSink
+from guest_agent.network import places
+from guest_agent.network.controller import Network
 from guest_agent.records import MAXIMUM_CHAIN, MAXIMUM_CHAIN_BYTES, Record, RecordStore
 from guest_agent.successor import SubmitError, Submitted
 from guest_agent.workloads import facts, oci_state, selection, succession, verification
 from guest_agent.workloads.interchange import rule_set_to_json
 from guest_agent.workloads.registry import Identity, Registry, RegistryError, Release, State, Workload
 from hauberk.errors import HauberkError
+from hauberk.policy import coverage
+from hauberk.policy.selectors import WorkloadIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from guest_agent.api.hook_socket import Peer
     from guest_agent.configuration import Configuration
+    from guest_agent.engines.network_port import NetworkEngine, NetworkEvent
     from guest_agent.engines.port import Engine, KernelEvent, KernelWorkload
+    from guest_agent.network.places import Links
+    from guest_agent.network.topology import Placement
     from hauberk.policy.rules import RuleSet
 
 logger = logging.getLogger(__name__)
 
 REAP_SECONDS: Final = 2.0
+UPKEEP_SECONDS: Final = 1.0
+"""How often it is looked whether anything has changed that rules about packets follow."""
 POSTSTOP_PATIENCE_SECONDS: Final = 1.0
 LARGE_RULE_SET: Final = 400
 """From this many rules on, a table is compiled in a child: it takes memory that a long-lived process would keep."""
@@ -122,15 +137,26 @@ class _Turn:
 
 
 class Agent:
-    """One agent on one engine. :meth:`start`, then the hook socket's handler and the readers of its state."""
+    """One agent on one engine, or two. :meth:`start`, then the hook socket's handler and the readers of its state."""
 
     def __init__(
-        self, configuration: Configuration, engine: Engine, machine: verification.Machine | None = None
+        self,
+        configuration: Configuration,
+        engine: Engine,
+        machine: verification.Machine | None = None,
+        packets: NetworkEngine | None = None,
+        links: Links | None = None,
     ) -> None:
-        """Nothing is touched before :meth:`start`."""
+        """Nothing is touched before :meth:`start`. Without a ``packets`` that works, no rule about them is enforced."""
         self.configuration = configuration
         self.engine = engine
         self.machine = machine or verification.Machine()
+        self.packets = packets
+        self._host_name = Path("/proc/sys/kernel/hostname").read_text(encoding="utf-8").strip()
+        self._packet_maker = NetworkAlertMaker(self._host_name, packets.name if packets is not None else "")
+        self._folding = Folding()
+        works = packets is not None and packets.probe().available
+        self.network = Network(packets, configuration, self.machine, links=links) if packets and works else None
         self.registry = Registry()
         self.policy_set: selection.PolicySet | None = None
         self.alerts = AlertStream()
@@ -139,7 +165,7 @@ class Agent:
         self._reserved_below = 0
         self._known: dict[int, Record] = {}
         self._gone: OrderedDict[int, Subject] = OrderedDict()
-        self._maker = AlertMaker(Path("/proc/sys/kernel/hostname").read_text(encoding="utf-8").strip(), engine.name)
+        self._maker = AlertMaker(self._host_name, engine.name)
         self._sink: FileSink | None = None
         self._tables = _Tables()
         self._lock = threading.RLock()
@@ -163,7 +189,10 @@ class Agent:
             if self._records is not None:
                 self._records.give_up()
             raise
-        for name, work in (("events", self._follow_events), ("reaper", self._reap)):
+        threads = [("events", self._follow_events), ("reaper", self._reap)]
+        if self.network is not None:
+            threads += [("packets", self._follow_packets), ("upkeep", self._keep_up)]
+        for name, work in threads:
             thread = threading.Thread(target=self._guarded, args=(name, work), name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -179,7 +208,9 @@ class Agent:
             self.engine.seal(first, self.gate_settings())
             self.policy_set = policy_set
             self.registry = Registry(_first_workload_id(self._records, sealed_before=sealed is not None))
-            self._take_up(self._records)
+            self._take_up(policy_set, self._records)
+            if self.network is not None:
+                self.network.begin(selection.host_packets(policy_set, self.host), self._records.read_network())
             if configuration.alert_log is not None:
                 self._sink = FileSink(configuration.alert_log)
         except _BUNDLE_REFUSALS as error:
@@ -274,10 +305,24 @@ class Agent:
             "sealedDigest": sealed,
             "successors": [[_base64(part) for part in link] for link in chain],
             "accepted": [accepted.digest, accepted.version, accepted.number] if accepted else None,
+            "engines": sorted(self.engines),
+            "entities": [name for name, _ in self.configuration.entities],
+            "resolvers": bool(self.configuration.resolvers),
         }
         return selection.PolicySet.from_json(child.ask("bundle", request))
 
-    def _take_up(self, records: RecordStore) -> None:
+    @property
+    def engines(self) -> frozenset[str]:
+        """The engines that work here, as coverage knows them."""
+        of_packets = {coverage.NFTABLES} if self.network is not None else set()
+        return frozenset(of_packets | ({coverage.ENGINE} & set(self.configuration.engines)))
+
+    @property
+    def host(self) -> WorkloadIdentity:
+        """What host policies select this machine by."""
+        return WorkloadIdentity(labels=dict(self.configuration.node_labels), host=True, host_name=self._host_name)
+
+    def _take_up(self, policy_set: selection.PolicySet, records: RecordStore) -> None:
         for held in self.engine.registered():
             record = records.read(held.workload_id)
             if record is None or not _is_of(record, held):
@@ -296,6 +341,11 @@ class Agent:
             self.registry.take_up(held.workload_id, held.container_id, identity, held.table_digest)
             if record is not None:
                 self._known[held.workload_id] = self._sharing(record)
+            if self.network is not None:
+                names = record.names if record else WorkloadIdentity()
+                namespace = record.network_namespace if record else held.network_namespace
+                packets = _packets_of(record, held, policy_set)
+                self.network.take_up(held.workload_id, identity, names, packets, namespace)
             logger.info("workload %d (container %s) taken up", held.workload_id, held.container_id)
         records.forget_next()
         records.keep_only(set(self._known))
@@ -400,6 +450,7 @@ class Agent:
             names = selection.identify(config.annotations, workload.container_id)
             chosen = selection.select(policy_set, names)
             found = facts.gather(init.identity.pid, config, chosen.rule_set, self.machine)
+            placement = places.place(init.identity, self.machine) if self.network is not None else None
             digest = fingerprint(found.rule_set)
             record = Record.make(
                 workload_id=workload.workload_id,
@@ -414,11 +465,15 @@ class Agent:
                 root_path=found.root_path,
                 held=succession.has_rules(found.rule_set),
                 forms=found.forms,
+                network_namespace=placement.namespace if placement else 0,
+                exposed=bool(chosen.packets.rules) and self._is_exposed(config),
             )
             table = self._tables.of(digest, found.rule_set)
             records.write(record)
             with self._lock:
                 record = self._known[workload.workload_id] = self._sharing(record)
+            if self.network is not None and placement is not None:
+                self.network.register(workload.workload_id, init.identity, names, chosen.packets, placement)
             self.engine.register(
                 EnforcedWorkload(
                     workload.workload_id,
@@ -427,12 +482,24 @@ class Agent:
                     init.identity.mount_namespace,
                     table,
                     digest,
+                    placement.namespace if placement is not None and chosen.packets.rules else 0,
                 )
             )
             verification.recheck(init, self.machine, managers, foreign_namespaces=foreign)
+            _recheck_place(init.identity, placement, self.machine)
             with self._lock:
                 self.registry.enforce(workload.container_id, digest)
         return record
+
+    def _is_exposed(self, config: facts.BundleConfig) -> bool:
+        """Whether a container with network rules may have rights to undo them that nothing refuses it."""
+        if coverage.ENGINE in self.engines or not config.network_capabilities:
+            return False
+        logger.warning(
+            "a container has network rules and may have %s, expected neither: without %s nothing keeps it from undoing "
+            "them; drop these capabilities", " and ".join(config.network_capabilities), coverage.ENGINE,
+        )  # fmt: skip
+        return True
 
     def _undo(self, workload: Workload) -> None:
         """Leave nothing of a failed registration. If the kernel will not let go, the workload stays, in force."""
@@ -450,6 +517,8 @@ class Agent:
                 logger.exception("workload %d cannot be let go and stays in force", workload.workload_id)
                 self.registry.enforce(workload.container_id, "")
                 return
+            if self.network is not None:
+                self.network.release(workload.workload_id)
             self.registry.abandon(workload.container_id, workload.workload_id)
             self._forget(workload.workload_id)
 
@@ -525,6 +594,9 @@ class Agent:
             for one in following.values():
                 if one.record is not None:
                     records.write_next(one.record)
+            if self.network is not None:
+                packets = {workload_id: one.packets for workload_id, one in following.items()}
+                self.network.tighten(packets, selection.host_packets(policy_set, self.host))
             held = self._switch(record, following)
         except BaseException:
             self._take_back(accepted, number, records)
@@ -555,6 +627,8 @@ class Agent:
             self.policy_set = None
             logger.error("the kernel may have another bundle in force than this agent: restart the agent")
             return
+        if self.network is not None:
+            self.network.take_back()
         records.forget_next()
         records.cut_chain(number - 1)
 
@@ -577,11 +651,16 @@ class Agent:
                     one.mount_namespace,
                     following[one.workload_id].table,
                     following[one.workload_id].digest,
+                    self._filtered_in(one.workload_id, following[one.workload_id]),
                 )
                 for one in held
             ]
             self.engine.advance(record, workloads)
         return held
+
+    def _filtered_in(self, workload_id: int, following: successor.Following) -> int:
+        """Give the network namespace where packets of a workload are filtered under a successor, 0 for none."""
+        return self.network.namespace_of(workload_id) if self.network is not None and following.packets.rules else 0
 
     def _adopt(
         self,
@@ -591,6 +670,8 @@ class Agent:
         records: RecordStore,
     ) -> None:
         """Make the agent's own state that of the kernel. It is in force already: nothing here may undo it."""
+        if self.network is not None:
+            self.network.settle()
         renewed: list[int] = []
         with self._lock:
             self.policy_set = policy_set
@@ -642,6 +723,8 @@ class Agent:
         answer = self.registry.request_stop(container_id, observation)
         if answer is Release.GONE:
             self.engine.release(workload.workload_id)
+            if self.network is not None:
+                self.network.release(workload.workload_id)
             self.registry.release(container_id, workload.workload_id, observation)
             self._forget(workload.workload_id)
             logger.info("container %s (workload %d) is gone", container_id, workload.workload_id)
@@ -685,6 +768,53 @@ class Agent:
                 logger.exception("events could not be read")
                 self._stopping.wait(_PAUSE_AFTER_ERROR_SECONDS)
 
+    def _follow_packets(self) -> None:
+        network = self.network
+        if network is None:
+            return
+        poll = select.poll()
+        poll.register(network.engine.fileno(), select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        while not self._stopping.is_set():
+            poll.poll(500)
+            try:
+                for event in network.drain():
+                    told = self._folding.add(event)
+                    if told is not None:
+                        self._tell_packets(network, told)
+            except EngineError:
+                self.event_errors += 1
+                logger.exception("events of packets could not be read")
+                self._stopping.wait(_PAUSE_AFTER_ERROR_SECONDS)
+            for event in self._folding.due(time.clock_gettime_ns(time.CLOCK_BOOTTIME)):
+                self._tell_packets(network, event)
+        for event in self._folding.flush():
+            self._tell_packets(network, event)
+
+    def _tell_packets(self, network: Network, event: NetworkEvent) -> None:
+        """Publish one event about packets; as :meth:`_tell`."""
+        try:
+            subject = replace(self._subject_of(event.endpoint), rule_set=network.rule_set_of(event.endpoint))
+            facts_of_peer = network.facts_of(event.namespace, peer_of(event))
+            self._publish(self._packet_maker.make(event, subject, facts_of_peer))
+        except Exception:
+            self.event_errors += 1
+            logger.exception("an event of packets of workload %d could not be told", event.endpoint)
+
+    def _keep_up(self) -> None:
+        """Follow what changes in the machine, and write down what is to outlive the agent."""
+        network, records = self.network, self._records
+        if network is None or records is None:
+            return
+        while not self._stopping.wait(UPKEEP_SECONDS):
+            try:
+                network.upkeep()
+                remembered = network.remember()
+                if remembered is not None:
+                    records.write_network(remembered)
+            except (EngineError, verification.VerificationError, OSError) as error:
+                logger.warning("what rules about packets follow cannot be looked at: %s", error)
+
     def _tell(self, event: KernelEvent) -> None:
         """Publish one event. One that cannot be told is counted: what a workload does must not end the agent."""
         try:
@@ -717,9 +847,29 @@ class Agent:
         with self._lock:
             return [(workload, self._known.get(workload.workload_id)) for workload in self.registry]
 
+    def selected(self) -> list[tuple[str, int]]:
+        """Give each policy of the bundle and how many of the workloads here, or hosts, it selects now."""
+        policy_set = self.policy_set
+        if policy_set is None:
+            return []
+        with self._lock:
+            there = [self.host, *(record.names for record in self._known.values())]
+        chosen = [{id(policy) for policy in selection.selected_by(policy_set, names)} for names in there]
+        return [(policy.name, sum(id(policy) in one for one in chosen)) for policy in policy_set.policies]
+
+    def flush_network(self) -> int:
+        """Remove all rules about packets from this machine, until the agent starts again; see ``Network.flush``."""
+        if self.network is None:
+            message = "found no engine for packets, expected one: there is nothing to flush"
+            raise EngineError(message)
+        return self.network.flush()
+
     def counters(self) -> dict[str, int]:
         """Numbers for status."""
         found = {**self.engine.statistics(), **self.alerts.statistics(), "event_errors": self.event_errors}
+        if self.network is not None:
+            found |= {f"network_{name}": number for name, number in self.network.engine.statistics().items()}
+            found |= self._folding.statistics()
         if self._sink is not None:
             found["alert_log_lost"] = self._sink.lost
         return found
@@ -742,8 +892,24 @@ class Agent:
             found.append(f"containers that no policy covers get the default '{policy_set.default}'")
         if policy_set is not None:
             found += _of_succession(policy_set.succession)
+        for name, count in self.selected():
+            if not count:
+                found.append(f"policy {name} selects nothing on this machine now")
+        found += self._of_networks()
         if not self.configuration.helpers and self.configuration.mode == "sealed":
             found.append("no helper is listed: the gate will not let container managers run the hook")
+        return found
+
+    def _of_networks(self) -> list[str]:
+        found = [] if self.network is None else self.network.problems()
+        with self._lock:
+            exposed = [record.container_id for record in self._known.values() if record.exposed]
+        found += [
+            f"container {container} may have CAP_NET_ADMIN or CAP_NET_RAW, and could get past its network rules"
+            for container in exposed
+        ]
+        if coverage.ENGINE not in self.engines:
+            found.append(f"without the engine {coverage.ENGINE} no program and no file is refused to anybody")
         return found
 
     def _guarded(self, name: str, work: Callable[[], None]) -> None:
@@ -752,6 +918,28 @@ class Agent:
             work()
         except Exception:
             logger.exception("the agent's %s thread failed", name)
+
+
+def _packets_of(record: Record | None, held: KernelWorkload, policy_set: selection.PolicySet) -> RuleSet:
+    """Give the rules about packets of a workload taken up: what the bundle in force says of its names.
+
+    One whose names are lost had such rules if the kernel says so, and then gets those that refuse everything.
+    """
+    if record is None:
+        refused = succession.refuse_packets(successor.NOTHING_HOLDS)
+        return refused if held.network_namespace else selection.NO_PACKETS
+    try:
+        chosen = selection.select(policy_set, record.names)
+    except selection.SelectionError:
+        return succession.refuse_packets(successor.NOTHING_HOLDS)
+    return succession.refuse_packets(successor.NOTHING_HOLDS) if record.refused else chosen.packets
+
+
+def _recheck_place(identity: Identity, placement: Placement | None, machine: verification.Machine) -> None:
+    """Refuse a container whose init went to another network namespace while it was registered."""
+    if placement is not None and places.place(identity, machine) != placement:
+        message = f"process {identity.pid} changed its network namespace while it was registered; start it again"
+        raise verification.VerificationError(message)
 
 
 def _size_of(chain: Sequence[tuple[bytes, bytes]]) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's process: configuration, engine, sockets, signals, the service manager's notifications.
+"""The agent's process: configuration, engines, sockets, signals, the service manager's notifications.
 
 Ready is told only after the gate is in force and the hook socket listens. The watchdog is fed only while every thread
 of the agent works; without it the service manager restarts the agent, and enforcement goes on meanwhile.
@@ -21,12 +21,19 @@ from typing import TYPE_CHECKING, Final
 from guest_agent import configuration as configurations
 from guest_agent.agent import Agent, StartError
 from guest_agent.api import hook_socket
+from guest_agent.engines.network_port import EngineError
+from guest_agent.network import flushing
+from guest_agent.records import RecordStore
+from guest_agent.workloads import verification
+from guest_agent.workloads.verification import Machine
+from hauberk.policy import coverage
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
     from guest_agent.configuration import Configuration
+    from guest_agent.engines.network_port import NetworkEngine
     from guest_agent.engines.port import Engine, Probe
 
 logger = logging.getLogger("hauberk")
@@ -53,19 +60,52 @@ class _JsonFormatter(logging.Formatter):
 
 
 def make_engine(settings: Configuration | None = None) -> Engine:
-    """Make the engine for this machine; its module, which loads libbpf, is imported only here."""
+    """Make the engine for programs and files; the module of the one that loads libbpf is imported only here."""
+    if settings is not None and coverage.ENGINE not in settings.engines:
+        absent = importlib.import_module("guest_agent.engines.absent")
+        remembering: Engine = absent.AbsentEngine(
+            RecordStore(settings.state_directory).absent_engine, lambda pid: verification.cgroups_of(pid, Machine())
+        )
+        return remembering
     module = importlib.import_module("guest_agent.engines.bpf_lsm.engine")
     engine: Engine = module.BpfLsmEngine(regions=settings.table_regions) if settings else module.BpfLsmEngine()
     return engine
 
 
+def make_packets() -> NetworkEngine:
+    """Make the engine for packets; imported only here, too."""
+    engine: NetworkEngine = importlib.import_module("guest_agent.engines.nftables.engine").NftablesEngine()
+    return engine
+
+
 def probe() -> dict[str, Probe]:
     """Probe every engine."""
-    engine = make_engine()
-    return {engine.name: engine.probe()}
+    found: dict[str, Probe] = {}
+    for engine in (make_engine(), make_packets()):
+        found[engine.name] = engine.probe()
+        engine.close()
+    return found
 
 
-def run(path: Path, engine: Engine | None = None) -> int:
+def flush(path: Path) -> int:
+    """Take the rules about packets away where no agent runs. Returns the exit code, with what was done on stdout."""
+    try:
+        settings = configurations.load(path)
+        # Also where no such engine is configured (any more): what is left of one is removed all the same.
+        done = flushing.flush(settings, make_packets(), Machine())
+    except configurations.ConfigurationError as error:
+        print(f"hauberk: {error}", file=sys.stderr)  # noqa: T201 - the command's output
+        return USAGE
+    except (EngineError, OSError) as error:
+        print(f"hauberk: {error}", file=sys.stderr)  # noqa: T201 - as above
+        return NO
+    for problem in done.problems:
+        print(f"hauberk: {problem}", file=sys.stderr)  # noqa: T201 - as above
+    print(f"flushed {done.namespaces} network namespace(s)")  # noqa: T201 - as above
+    return NO if done.problems else 0
+
+
+def run(path: Path, engine: Engine | None = None, packets: NetworkEngine | None = None) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit code."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter())
@@ -87,7 +127,13 @@ def run(path: Path, engine: Engine | None = None) -> int:
     if not offered.available:
         logger.error("the %s engine cannot work here: %s", chosen.name, offered.reason)
         return ENVIRONMENT
-    agent = Agent(settings, chosen)
+    filtering = packets
+    if engine is None and filtering is None and coverage.NFTABLES in settings.engines:
+        filtering = make_packets()
+    if filtering is not None and not (probed := filtering.probe()).available:
+        # Whether that refuses the start is for the bundle to say: one without rules about packets needs no engine.
+        logger.warning("the %s engine cannot work here: %s", filtering.name, probed.reason)
+    agent = Agent(settings, chosen, packets=filtering)
     try:
         agent.start()
     except StartError as error:

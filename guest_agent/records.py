@@ -26,6 +26,7 @@ from guest_agent.workloads.registry import MAXIMUM_WORKLOAD_ID, Identity
 from hauberk.policy.selectors import WorkloadIdentity
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from hauberk.policy.rules import RuleSet
@@ -67,6 +68,7 @@ class Record:
     forms: tuple[tuple[str, tuple[str, ...]], ...] = ()  # what its paths led to before it ran
     network_namespace: int = 0  # its inode; 0: not known
     refused: bool = False  # whether a successor refuses it everything
+    exposed: bool = False  # whether it has rules about packets and rights that nothing refuses it to undo them
 
     @property
     def names(self) -> WorkloadIdentity:
@@ -92,12 +94,13 @@ class Record:
         held: bool = False,
         forms: tuple[tuple[str, tuple[str, ...]], ...] = (),
         network_namespace: int = 0,
+        exposed: bool = False,
     ) -> Record:
         """Put a record together."""
         return cls(
             workload_id, container_id, table_digest, identity, names.name, names.namespace, names.container_name,
             names.image, tuple(sorted(names.labels.items())), policies, aliases, unenforced, rule_set,
-            names.image_digest, root_path, held, forms, network_namespace,
+            names.image_digest, root_path, held, forms, network_namespace, exposed=exposed,
         )  # fmt: skip
 
     def encode(self) -> bytes:
@@ -124,6 +127,7 @@ class Record:
                 "forms": self.forms,
                 "networkNamespace": self.network_namespace,
                 "refused": self.refused,
+                "exposed": self.exposed,
             }
         ).encode()  # fmt: skip
 
@@ -153,6 +157,7 @@ class Record:
             forms=tuple((str(path), tuple(map(str, forms))) for path, forms in found["forms"]),
             network_namespace=int(found["networkNamespace"]),
             refused=found["refused"] is True,
+            exposed=found["exposed"] is True,
         )
 
 
@@ -231,6 +236,13 @@ class RecordStore:
     def read(self, workload_id: int) -> Record | None:
         """Read a record, None when there is none that can be read."""
         return self._read(workload_id)
+
+    def all(self) -> Iterator[Record]:
+        """Give every record that can be read."""
+        for path in sorted(self._directory.glob("*.json")):
+            found = self._read(int(path.stem)) if path.stem.isdigit() else None
+            if found is not None:
+                yield found
 
     def _read(self, workload_id: int, suffix: str = ".json") -> Record | None:
         try:

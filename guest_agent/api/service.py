@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's gRPC service, on a Unix socket of root's: what it tells about itself, and how a successor gets in.
 
-A submission is believed no more than a bundle on a disk: signatures decide.
+A submission is believed no more than a bundle on a disk: signatures decide. The rules about packets are taken away on
+request in host mode only, whose machine is its operator's.
 
 gRPC is loaded here and nowhere else in the agent, and with few threads: it is the largest part of the agent's memory.
 """
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 
 from guest_agent.agent import MAXIMUM_BUNDLE_BYTES, MAXIMUM_SIGNATURE_BYTES
+from guest_agent.engines.network_port import Cgroup, EngineError, Interface
 from guest_agent.events.alerts import printable
 from guest_agent.events.stream import TooManySubscribersError
 from guest_agent.successor import SubmitError
@@ -24,11 +26,15 @@ from hauberk._wire import hauberk_v1_agent_pb2 as messages
 from hauberk._wire import hauberk_v1_agent_pb2_grpc as stubs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from guest_agent.agent import Agent
+    from guest_agent.engines.network_port import Attachment, NetworkEngine
+    from guest_agent.engines.port import Engine
     from guest_agent.events.alerts import Alert
+    from guest_agent.network.controller import NamespaceStatus
+    from guest_agent.records import Record
     from hauberk.policy.coverage import Unenforced
 
 _THREADS: Final = 20  # 16 alert readers may follow, and each holds one
@@ -49,19 +55,15 @@ class AgentService(stubs.AgentServicer):
         """Tell what is sealed and what this kernel offers."""
         agent = self._agent
         policy_set = agent.policy_set
-        probe = agent.engine.probe()
         status = messages.Status(
             version=__version__,
             mode=agent.configuration.mode,
             sealed_digest=agent.engine.sealed_digest() or "",
-            engines=[
-                messages.Engine(
-                    name=agent.engine.name, available=probe.available, reason=probe.reason, details=dict(probe.details)
-                )
-            ],
+            engines=[_engine(engine) for engine in (agent.engine, agent.packets) if engine is not None],
             counters=agent.counters(),
             workloads=len(agent.registry),
             warnings=agent.warnings(),
+            selections=[messages.PolicySelection(policy=name, selected=count) for name, count in agent.selected()],
         )
         if policy_set is not None:
             status.bundle_name = policy_set.name
@@ -122,6 +124,29 @@ class AgentService(stubs.AgentServicer):
             ],
         )
 
+    def GetNetwork(  # noqa: N802 - gRPC's name
+        self, _request: messages.GetNetworkRequest, _context: grpc.ServicerContext
+    ) -> messages.NetworkStatus:
+        """Tell what holds in each network namespace."""
+        agent = self._agent
+        status = messages.NetworkStatus(engine=_engine(agent.packets) if agent.packets is not None else None)
+        if agent.network is None:
+            return status
+        status.problems.extend(map(printable, agent.network.problems()))
+        known = {workload.workload_id: (workload.container_id, record) for workload, record in agent.workloads()}
+        status.namespaces.extend(_namespace(one, known) for one in agent.network.status())
+        return status
+
+    def FlushNetwork(  # noqa: N802 - gRPC's name
+        self, _request: messages.FlushNetworkRequest, context: grpc.ServicerContext
+    ) -> messages.FlushNetworkResponse:
+        """Take the rules about packets away, or refuse that with FAILED_PRECONDITION and the reason."""
+        try:
+            return messages.FlushNetworkResponse(namespaces=self._agent.flush_network())
+        except EngineError as error:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, printable(str(error)))
+            raise
+
     def WatchAlerts(  # noqa: N802 - gRPC's name
         self, request: messages.WatchAlertsRequest, context: grpc.ServicerContext
     ) -> Iterator[messages.Alert]:
@@ -148,6 +173,51 @@ class AgentService(stubs.AgentServicer):
                 yield _message(following)
         finally:
             subscription.close()
+
+
+def _engine(engine: Engine | NetworkEngine) -> messages.Engine:
+    probe = engine.probe()
+    return messages.Engine(
+        name=engine.name, available=probe.available, reason=probe.reason, details=dict(probe.details)
+    )
+
+
+def _namespace(told: NamespaceStatus, known: Mapping[int, tuple[str, Record | None]]) -> messages.NetworkNamespace:
+    found = messages.NetworkNamespace(inode=told.inode, own=told.own, digest=told.held, problem=printable(told.problem))
+    for endpoint in told.endpoints:
+        container, record = known.get(endpoint.identifier, ("", None))
+        found.endpoints.append(
+            messages.NetworkEndpoint(
+                id=endpoint.identifier,
+                container_id=container,
+                container_name=printable(record.container_name) if record else "",
+                attachment=_attachment(endpoint.attachment),
+                rules=sum(len(rule_set.rules) for rule_set in endpoint.rule_sets),
+            )
+        )
+    for quota in told.quotas:
+        found.quotas.append(
+            messages.NetworkQuota(
+                name=quota.name,
+                policy=printable(quota.policy),
+                direction=quota.direction.value,
+                container_id=known.get(quota.endpoint or 0, ("", None))[0],
+                used_bytes=quota.used_bytes,
+                limit_bytes=quota.limit_bytes,
+                seconds=quota.seconds,
+            )
+        )
+    return found
+
+
+def _attachment(attachment: Attachment) -> str:
+    match attachment:
+        case Cgroup():
+            return f"cgroup {attachment.identifier}"
+        case Interface():
+            return f"interface {printable(attachment.name)}"
+        case _:
+            return "whole"
 
 
 def _unenforced(told: Unenforced) -> messages.UnenforcedRule:

@@ -117,7 +117,7 @@ class AbsentEngine:
             lines = Path(f"/proc/self/fdinfo/{pidfd}").read_text(encoding="ascii").splitlines()
             pids = [int(line.split()[1]) for line in lines if line.startswith("Pid:")]
             return any(not registered.isdisjoint(self._cgroups_of(pid)) for pid in pids)
-        except (OSError, ValueError) as error:
+        except Exception as error:
             message = f"the cgroup of the process behind descriptor {pidfd} cannot be told ({error})"
             raise EngineError(message) from error
 

@@ -29,6 +29,7 @@ from guest_agent.engines.network_port import (
     Namespace,
     Settings,
 )
+from guest_agent.events.network import PeerFacts
 from guest_agent.network import groups, names, places, topology
 from guest_agent.network.learning import Learned
 from guest_agent.workloads import verification
@@ -50,6 +51,8 @@ logger = logging.getLogger(__name__)
 
 _Answer = TypeVar("_Answer")
 
+_REMEMBERED: Final = 256
+"""So many workloads' rules are remembered beyond their end, for packets that are told late."""
 VERIFY_SECONDS: Final = 5
 """How often the tables are compared with what they should be, without being told of a change."""
 
@@ -133,6 +136,7 @@ class Network:
         self._clock = clock
         self._own = 0
         self._held: dict[int, _Held] = {}
+        self._gone: dict[int, RuleSet] = {}
         self._host: tuple[RuleSet, ...] = ()
         self._host_before: tuple[RuleSet, ...] | None = None
         self._applied: dict[int, Desired] = {}
@@ -208,10 +212,20 @@ class Network:
                 self._refresh()
                 raise
 
+    def namespace_of(self, workload_id: int) -> int:
+        """Give the namespace a workload is in, 0 for one that is not known."""
+        with self._lock:
+            held = self._held.get(workload_id)
+            return held.member.placement.namespace if held is not None else 0
+
     def release(self, workload_id: int) -> None:
         """Let go of a workload that has ended. What cannot be removed yet is tried again."""
         with self._lock:
-            if self._held.pop(workload_id, None) is not None:
+            held = self._held.pop(workload_id, None)
+            if held is not None:
+                self._gone[workload_id] = held.member.rule_sets[-1]
+                if len(self._gone) > _REMEMBERED:
+                    del self._gone[next(iter(self._gone))]
                 self._version += 1
                 self._refresh()
 
@@ -375,14 +389,13 @@ class Network:
             if endpoint == HOST_ENDPOINT:
                 return self._host[-1] if self._host else None
             held = self._held.get(endpoint)
-            return held.member.rule_sets[-1] if held is not None and held.member.rule_sets else None
+            return held.member.rule_sets[-1] if held is not None else self._gone.get(endpoint)
 
-    def facts_of(
-        self, namespace: int, address: str
-    ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, str], ...] | None, str]:
-        """Tell what is known of a peer's address: its names, the entities it is, its labels and its namespace."""
+    def facts_of(self, namespace: int, address: str) -> PeerFacts:
+        """Tell what is known of a peer's address."""
         with self._lock:
-            return (self._memory.learned.names_of(namespace, address), *groups.facts_of(address, self._peers))
+            entities, labels, of = groups.facts_of(address, self._peers) if address else ((), None, "")
+            return PeerFacts(self._memory.learned.names_of(namespace, address), entities, labels, of)
 
     def status(self) -> list[NamespaceStatus]:
         """Tell what holds in each namespace."""

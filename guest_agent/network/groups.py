@@ -107,12 +107,15 @@ def networks_of(entity: str, peers: Peers) -> tuple[str, ...] | None:
         return peers.entities[entity]
     if entity == HOST:
         return peers.host
-    if entity != WORLD:
-        return None
-    inside = peers.entities.get(CLUSTER)
-    if inside is None:
-        inside = (*peers.host, *(address for _, _, addresses in peers.workloads for address in addresses))
-    return outside(inside)
+    return outside(_inside(peers)) if entity == WORLD else None
+
+
+def _inside(peers: Peers) -> tuple[str, ...]:
+    """Give the networks that are not the world."""
+    configured = peers.entities.get(CLUSTER)
+    if configured is not None:
+        return configured
+    return (*peers.host, *(address for _, _, addresses in peers.workloads for address in addresses))
 
 
 def outside(networks: Iterable[str]) -> tuple[str, ...]:
@@ -129,14 +132,17 @@ def outside(networks: Iterable[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _holds(networks: Iterable[str], address: str) -> bool:
+    found = ipaddress.ip_address(address)
+    return any(found in ipaddress.ip_network(one) for one in networks)
+
+
 def facts_of(address: str, peers: Peers) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...] | None, str]:
     """Tell what is known of an address: the entities it is, and of a workload of this machine labels and namespace."""
-    found = ipaddress.ip_address(address)
-    entities = [
-        name
-        for name in dict.fromkeys((HOST, WORLD, *peers.entities))
-        if any(found in ipaddress.ip_network(one) for one in networks_of(name, peers) or ())
-    ]
+    known = {HOST: peers.host, **peers.entities}
+    entities = [name for name, networks in known.items() if _holds(networks, address)]
+    if WORLD not in known and not _holds(_inside(peers), address):
+        entities.append(WORLD)
     for labels, namespace, addresses in peers.workloads:
         if address in addresses:
             return tuple(entities), labels, namespace

@@ -213,6 +213,17 @@ def cgroup_path_of(cgroup_id: int, machine: Machine, guess: str = "") -> str:
     return ""
 
 
+def cgroups_of(pid: int, machine: Machine) -> frozenset[int]:
+    """Give the ids of a process's cgroup and of those above it. Raises VerificationError or OSError."""
+    directory = machine.cgroup_mount()
+    found = {directory.stat().st_ino}
+    for part in _cgroup_of(pid, machine).split("/"):
+        if part:
+            directory /= part
+            found.add(directory.stat().st_ino)
+    return frozenset(found)
+
+
 def _unless_removed(error: OSError) -> None:
     if error.errno not in (errno.ENOENT, errno.ENODEV):
         raise error

@@ -31,6 +31,7 @@ _COMMANDS = {
     "status": ("hauberk.cli.agent", "show what the agent enforces"),
     "workloads": ("hauberk.cli.agent", "list the workloads the agent knows"),
     "alerts": ("hauberk.cli.agent", "show what was refused and audited"),
+    "network": ("hauberk.cli.network", "show what is filtered in each network, or take it away"),
     "completion": ("hauberk.cli.completion", "print a script for the completion of commands in a shell"),
 }
 """Subcommand -> the module whose ``register(subparsers)`` adds it, and its line in the list of commands."""

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 DONE, NO, USAGE, ENVIRONMENT = 0, 1, 2, 3
 _SOCKET = Path("/run/hauberk/agent.sock")
-_CONFIGURATION = Path("/etc/hauberk/agent.yaml")
-_DEADLINE_SECONDS = 10.0
+CONFIGURATION = Path("/etc/hauberk/agent.yaml")
+DEADLINE_SECONDS = 10.0
 _CHANNEL = (("grpc.max_metadata_size", 1 << 20), ("grpc.absolute_max_metadata_size", 1 << 20))
 """A refusal travels as metadata, and one that names every rule of a bundle is long."""
 _SUBMIT_SECONDS = 300.0  # every container's rules are computed before anything changes
@@ -36,7 +36,7 @@ def register(subparsers: _Subparsers) -> None:
     group = subparsers.add_parser("agent", help="run the agent, or see what this kernel offers it")
     commands = group.add_subparsers(title="commands", dest="agent_command", required=True)
     run = commands.add_parser("run", help="verify the bundle, seal, enforce; as root")
-    run.add_argument("--configuration", type=Path, default=_CONFIGURATION, help=f"default {_CONFIGURATION}")
+    run.add_argument("--configuration", type=Path, default=CONFIGURATION, help=f"default {CONFIGURATION}")
     run.set_defaults(run=_run)
     probe = commands.add_parser("probe", help="show which engines this kernel offers; changes nothing")
     probe.add_argument("--json", action="store_true", help="for scripts")
@@ -50,7 +50,7 @@ def register(subparsers: _Subparsers) -> None:
         add_socket(command)
         if name == "alerts":
             command.add_argument("--follow", action="store_true", help="go on with those to come")
-        command.set_defaults(run=_asking(action))
+        command.set_defaults(run=asking(action))
 
 
 def add_socket(command: argparse.ArgumentParser) -> None:
@@ -66,7 +66,7 @@ def submit(arguments: argparse.Namespace, bundle: bytes, signature: bytes) -> in
         grpc = importlib.import_module("grpc")
         try:
             done = stub.SubmitBundle(
-                _messages().SubmitBundleRequest(bundle=bundle, signature=signature), timeout=_SUBMIT_SECONDS
+                messages().SubmitBundleRequest(bundle=bundle, signature=signature), timeout=_SUBMIT_SECONDS
             )
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
@@ -75,7 +75,7 @@ def submit(arguments: argparse.Namespace, bundle: bytes, signature: bytes) -> in
             print("hauberk: the agent did not take it; everything is as before", file=sys.stderr)
             return NO
         if arguments.json:
-            print(json.dumps(_plain(done), sort_keys=True))
+            print(json.dumps(plain(done), sort_keys=True))
             return DONE
         print(f"in force: bundle {done.bundle_name} version {done.bundle_version}, successor {done.successors}")
         print(f"sha256 {done.bundle_digest}, {done.workloads} running containers follow")
@@ -83,7 +83,7 @@ def submit(arguments: argparse.Namespace, bundle: bytes, signature: bytes) -> in
             print(visible(f"refused everything from now on: container {refused.container_id}: {refused.reason}"))
         return DONE
 
-    return _asking(action)(arguments)
+    return asking(action)(arguments)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -114,7 +114,7 @@ def _probe(arguments: argparse.Namespace) -> int:
     return DONE if any(probe.available for probe in found.values()) else ENVIRONMENT
 
 
-def _asking(action: Callable[[Any, argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+def asking(action: Callable[[Any, argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
     """Turn an action on a stub into a command."""
 
     def command(arguments: argparse.Namespace) -> int:
@@ -145,11 +145,13 @@ def _asking(action: Callable[[Any, argparse.Namespace], int]) -> Callable[[argpa
     return command
 
 
-def _messages() -> Any:  # noqa: ANN401 - a module that is generated
+def messages() -> Any:  # noqa: ANN401 - a module that is generated
+    """Give the module of the agent's messages."""
     return importlib.import_module("hauberk._wire.hauberk_v1_agent_pb2")
 
 
-def _plain(message: Any) -> dict[str, Any]:  # noqa: ANN401 - any protobuf message
+def plain(message: Any) -> dict[str, Any]:  # noqa: ANN401 - any protobuf message
+    """Give a message as JSON values."""
     converter = importlib.import_module("google.protobuf.json_format")
     found: dict[str, Any] = converter.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
@@ -158,9 +160,9 @@ def _plain(message: Any) -> dict[str, Any]:  # noqa: ANN401 - any protobuf messa
 
 
 def _status(stub: Any, arguments: argparse.Namespace) -> int:  # noqa: ANN401 - a generated stub
-    status = stub.GetStatus(_messages().GetStatusRequest(), timeout=_DEADLINE_SECONDS)
+    status = stub.GetStatus(messages().GetStatusRequest(), timeout=DEADLINE_SECONDS)
     if arguments.json:
-        print(json.dumps(_plain(status), sort_keys=True))
+        print(json.dumps(plain(status), sort_keys=True))
         return DONE
     print(f"mode       {status.mode}")
     bundle = f"{status.bundle_name} version {status.bundle_version}, default {status.bundle_default}"
@@ -171,12 +173,15 @@ def _status(stub: Any, arguments: argparse.Namespace) -> int:  # noqa: ANN401 - 
     print(visible(f"successor  {status.successor_rule or 'none before the next boot'}"))
     if status.expires:
         print(visible(f"expires    {status.expires} (advice)"))
-    print(visible(f"policies   {', '.join(status.policies)}"))
+    chosen = [f"{one.policy} (selects {one.selected})" for one in status.selections]
+    print(visible(f"policies   {', '.join(chosen)}"))
     for engine in status.engines:
         print(visible(f"engine     {engine.name}: {engine.reason}"))
     print(f"workloads  {status.workloads}")
     postures = sorted(status.postures.items(), key=lambda pair: (pair[0] != "file", pair[0]))
-    shown = [f"{name} {word}" if name == "file" else f"{name} {word} (not enforced)" for name, word in postures]
+    filtered = any(engine.name == "nftables" and engine.available for engine in status.engines)
+    held = {"file": "", "network": " (packets)" if filtered else " (not enforced)"}
+    shown = [f"{name} {word}{held.get(name, ' (not enforced)')}" for name, word in postures]
     print(f"posture    {', '.join(shown)}")
     for told in status.unenforced:
         place = f"{told.file}:{told.line}:{told.column}: {told.policy} {told.field}"
@@ -188,9 +193,9 @@ def _status(stub: Any, arguments: argparse.Namespace) -> int:  # noqa: ANN401 - 
 
 
 def _workloads(stub: Any, arguments: argparse.Namespace) -> int:  # noqa: ANN401 - a generated stub
-    answer = stub.ListWorkloads(_messages().ListWorkloadsRequest(), timeout=_DEADLINE_SECONDS)
+    answer = stub.ListWorkloads(messages().ListWorkloadsRequest(), timeout=DEADLINE_SECONDS)
     if arguments.json:
-        print(json.dumps([_plain(workload) for workload in answer.workloads], sort_keys=True))
+        print(json.dumps([plain(workload) for workload in answer.workloads], sort_keys=True))
         return DONE
     for workload in answer.workloads:
         policies = ", ".join(workload.policies) or "(bundle's default)"
@@ -202,8 +207,8 @@ def _workloads(stub: Any, arguments: argparse.Namespace) -> int:  # noqa: ANN401
 
 
 def _alerts(stub: Any, arguments: argparse.Namespace) -> int:  # noqa: ANN401 - a generated stub
-    request = _messages().WatchAlertsRequest(follow=arguments.follow)
-    timeout = None if arguments.follow else _DEADLINE_SECONDS
+    request = messages().WatchAlertsRequest(follow=arguments.follow)
+    timeout = None if arguments.follow else DEADLINE_SECONDS
     for alert in _lines(stub.WatchAlerts(request, timeout=timeout), as_json=arguments.json):
         print(alert, flush=arguments.follow)
     return DONE
@@ -211,15 +216,15 @@ def _alerts(stub: Any, arguments: argparse.Namespace) -> int:  # noqa: ANN401 - 
 
 def _lines(alerts: Any, *, as_json: bool) -> Iterator[str]:  # noqa: ANN401 - a generated stream
     for alert in alerts:
-        plain = _plain(alert)
+        members = plain(alert)
         # protobuf's JSON writes 64-bit numbers as text; KubeArmor's readers want numbers
-        plain |= {name: int(plain[name]) for name in ("Timestamp", "UID")}
+        members |= {name: int(members[name]) for name in ("Timestamp", "UID")}
         if as_json:
-            yield json.dumps(plain)
+            yield json.dumps(members)
         else:
-            where = plain["ContainerName"] or plain["ContainerID"] or "(no workload)"
-            what = plain["Resource"] or plain["Data"]
+            where = members["ContainerName"] or members["ContainerID"] or "(no workload)"
+            what = members["Resource"] or members["Data"]
             yield visible(
-                f"{plain['UpdatedTime']} {plain['Action']:<5} {plain['Operation']:<7} {what}"
-                f" by {plain['ProcessName'] or '?'} in {where}: {plain['PolicyName']} {plain['Rule']}"
+                f"{members['UpdatedTime']} {members['Action']:<5} {members['Operation']:<7} {what}"
+                f" by {members['ProcessName'] or '?'} in {where}: {members['PolicyName']} {members['Rule']}"
             )

@@ -241,8 +241,12 @@ def test_a_thread_that_ends_makes_the_agent_unhealthy(agents: Start, configure: 
     assert not agent.healthy
 
 
-def test_status_warns_of_what_weakens_protection(agents: Start, configure: Configure) -> None:
+def test_status_warns_of_what_weakens_protection(fake: FakeMachine, agents: Start, configure: Configure) -> None:
     agent = agents(configure())
+    assert agent.warnings() == ["policy secrets selects nothing on this machine now"]
+    state = fake.container(annotations=LABELS).state()
+    assert agent.handle(Stage.CREATE_RUNTIME, state, PEER).accepted
+    assert agent.selected() == [("secrets", 1)]
     assert agent.warnings() == []
     agent.stop()
     bare = agents(replace(configure(), helpers=()))

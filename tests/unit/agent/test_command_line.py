@@ -112,7 +112,8 @@ def test_status_for_scripts(served: Served, capsys: pytest.CaptureFixture[str]) 
         }
     ]
     assert found["workloads"] == 0
-    assert found["warnings"] == []
+    assert found["warnings"] == ["policy secrets selects nothing on this machine now"]
+    assert found["selections"] == [{"policy": "secrets", "selected": 0}]
 
 
 def test_warnings_are_shown(

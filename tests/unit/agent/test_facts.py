@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from guest_agent.workloads import facts
-from guest_agent.workloads.facts import BundleConfig, ConfigError, MountTable, gather, parse_config, read_config
+from guest_agent.workloads.facts import (
+    NETWORK_CAPABILITIES,
+    BundleConfig,
+    ConfigError,
+    MountTable,
+    gather,
+    parse_config,
+    read_config,
+)
 from hauberk.errors import FactsError
 from hauberk.policy.rules import Action, ObjectKind, Origin, Rule, RuleSet, Section
 
@@ -38,9 +46,17 @@ def mount(fake: FakeMachine, container: Container, *lines: str) -> None:
     path.write_text(path.read_text() + "".join(line.replace("ROOT", root) + "\n" for line in lines))
 
 
-def test_the_configuration_gives_root_and_annotations_only(fake: FakeMachine) -> None:
+def test_the_configuration_gives_root_annotations_and_rights_over_the_network_only(fake: FakeMachine) -> None:
     container = fake.container(annotations={"a": "b"})
-    assert read_config(str(container.bundle)) == BundleConfig(f"{container.bundle}/rootfs", {"a": "b"})
+    root = f"{container.bundle}/rootfs"
+    assert read_config(str(container.bundle)) == BundleConfig(root, {"a": "b"}, NETWORK_CAPABILITIES)  # it does not say
+    for capabilities, expected in (
+        ({}, ()),
+        ({"bounding": ["CAP_CHOWN", "cap_net_raw"], "ambient": None}, ("CAP_NET_RAW",)),
+        ({"bounding": [], "effective": ["CAP_NET_ADMIN"]}, ("CAP_NET_ADMIN",)),
+    ):
+        text = json.dumps({"root": {"path": "rootfs"}, "process": {"args": ["x"], "capabilities": capabilities}})
+        assert parse_config(text.encode(), str(container.bundle)) == BundleConfig(root, {}, expected)
 
 
 @pytest.mark.parametrize(
