@@ -23,13 +23,15 @@ import struct
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from guest_agent.engines.nftables import netlink
 from guest_agent.engines.nftables.netlink import Message, NetlinkError, NetlinkSocket, attribute, netfilter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from guest_agent.engines.nftables.ruleset import Hook
 
 CGROUP_MOUNTS: Final = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
 _GET, _DELETE = 1, 2
@@ -58,8 +60,8 @@ _IPV4_BYTES: Final = 4
 _MAPPED: Final = b"\0" * 10 + b"\xff\xff"
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 
-Cgroups = tuple[tuple[int, int], ...]
-"""The cgroups that a socket is in: level and number, from the top."""
+Cgroups = tuple[int, ...]
+"""The numbers of the cgroups that a socket is in, from the root's child on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,11 @@ class _Tuple:
 
 
 def _tuple(payload: bytes) -> _Tuple:
+    shape = _SHAPES.get(len(payload))
+    if shape is not None:  # nearly every entry: TCP or UDP, of which a busy machine has a hundred thousand
+        heads, source, destination, number, source_port, port = _split(shape.unpack(payload))
+        if heads == _HEADS[len(payload)]:
+            return _Tuple(source, destination, number, source_port, port, None, None)
     parts = netlink.attributes(payload)
     addresses, protocol = netlink.attributes(parts[_TUPLE_ADDRESSES]), netlink.attributes(parts[_TUPLE_PROTOCOL])
     return _Tuple(
@@ -140,6 +147,27 @@ def _tuple(payload: bytes) -> _Tuple:
         _number(protocol, _TYPES),
         _number(protocol, _CODES),
     )
+
+
+def _split(parts: tuple[Any, ...]) -> tuple[tuple[int, ...], bytes, bytes, int, int, int]:
+    """Take apart what a shape unpacks: the attributes' headers, and what they hold."""
+    one, two, source, three, destination, four, five, number, six, source_port, seven, port = parts
+    return (one, two, three, four, five, six, seven), source, destination, number, source_port, port
+
+
+def _heads(kinds: tuple[int, int], width: int) -> tuple[int, ...]:
+    """Give the headers of a tuple with ports, each as length and type in one number."""
+
+    def head(length: int, kind: int) -> int:
+        return int.from_bytes(struct.pack("=HH", length + 4, kind), "big")
+
+    addresses = head(2 * (width + 4), _TUPLE_ADDRESSES | 0x8000)
+    ports = (head(2, _SOURCE_PORT), head(2, _DESTINATION_PORT))
+    return (addresses, *(head(width, kind) for kind in kinds), head(24, _TUPLE_PROTOCOL | 0x8000), head(1, 1), *ports)
+
+
+_SHAPES: Final = {8 + 3 * 8 + 2 * (4 + width): struct.Struct(f">II{width}sI{width}sIIB3xIH2xIH2x") for width in (4, 16)}
+_HEADS: Final = {48: _heads((1, 2), 4), 72: _heads((3, 4), 16)}
 
 
 def _one(read: dict[int, bytes], kinds: Iterable[int]) -> bytes:
@@ -235,7 +263,7 @@ def cgroup_tree(mounts: Iterable[str] = CGROUP_MOUNTS) -> dict[int, Cgroups]:
             with os.scandir(path) as entries:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
-                        line = (*above, (len(above) + 1, entry.inode()))
+                        line = (*above, entry.inode())
                         found[entry.inode()] = line
                         waiting.append((entry.path, line))
         except OSError:
@@ -259,7 +287,7 @@ class Surroundings:
             read = netlink.attributes(message.payload[_ADDRESS_HEADER:])
             self._own.update(read[kind] for kind in (_IFA_ADDRESS, _IFA_LOCAL) if kind in read)
 
-    def hook(self, flow: Flow) -> str | None:
+    def hook(self, flow: Flow) -> Hook | None:
         """Give the hook that a flow's first packet passed; None for one that never left the namespace."""
         sent, received = self._is_own(flow.source), self._is_own(flow.destination) or self._is_own(flow.asked)
         if sent:

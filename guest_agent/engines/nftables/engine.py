@@ -480,7 +480,7 @@ class NftablesEngine:
         if not held.uncut or held.in_force is None:
             return 0
         try:
-            cut = engine_cut.cut(held.descriptor, lambda *_: True, by_cgroup=False)
+            cut = engine_cut.cut(held.descriptor, held.in_force.ruleset)
         except (OSError, ValueError, KeyError, EngineError):
             self._counts["flow_cuts_failed"] += 1
             return 0

@@ -13,35 +13,39 @@ from typing import TYPE_CHECKING, Final
 
 from guest_agent.engines.nftables import conntrack
 from guest_agent.engines.nftables.conntrack import Flow, Sockets, Surroundings
+from guest_agent.engines.nftables.evaluation import Evaluation, Packet
 from guest_agent.engines.nftables.namespace import run_inside
 from guest_agent.engines.nftables.netlink import NETLINK_ROUTE, NETLINK_SOCK_DIAG, NetlinkSocket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from guest_agent.engines.nftables.conntrack import Cgroups
+    from guest_agent.engines.nftables.ruleset import Hook, Ruleset
 
 _TCP: Final = 6
+_IPV4_BYTES: Final = 4
+_FIRST_EPHEMERAL_PORT: Final = 1024
+_REMEMBERED: Final = 1 << 14
 
-Judge = "Callable[[Flow, str, str, str, Cgroups], bool]"
-"""Whether a flow's first packet would pass now: the flow, the hook, the interfaces it comes in and goes out by, the
-cgroups of its socket."""
 
-
-def cut(descriptor: int, judge: Callable[[Flow, str, str, str, Cgroups], bool], *, by_cgroup: bool) -> int:
-    """End the flows of a namespace that ``judge`` refuses, and give their number.
-
-    ``by_cgroup``: whether the rules ask for cgroups at all. Raises OSError, EngineError.
-    """
-    return run_inside(descriptor, lambda: _Cut(judge, by_cgroup=by_cgroup).run())
+def cut(descriptor: int, ruleset: Ruleset) -> int:
+    """End the flows of a namespace that a ruleset refuses, and give their number. Raises OSError, EngineError."""
+    if not ruleset.rules:
+        return 0
+    return run_inside(descriptor, _Cut(ruleset).run)
 
 
 class _Cut:
     """One pass over the entries, by a thread inside the namespace."""
 
-    def __init__(self, judge: Callable[[Flow, str, str, str, Cgroups], bool], *, by_cgroup: bool) -> None:
-        self._judge = judge
-        self._by_cgroup = by_cgroup
+    def __init__(self, ruleset: Ruleset) -> None:
+        self._rules = Evaluation(ruleset)
+        self._by_cgroup = any("cgroupsv2" in one.fields for one in ruleset.sets.values())
+        self._by_interface = any(chain.hook == "forward" for chain in ruleset.chains) or any(
+            "ifname" in one.fields for one in ruleset.sets.values()
+        )
+        self._known: dict[object, bool] = {}
         self._sockets = Sockets()
         self._tree: dict[int, Cgroups] = {}
 
@@ -53,15 +57,16 @@ class _Cut:
             if self._by_cgroup:
                 self._sockets = conntrack.sockets(diagnosis)
                 self._tree = conntrack.cgroup_tree()
-            refused = list(self._refused(conntrack.flows(reading), surroundings))
-            for flow, hook in refused:
+            cut = 0
+            for flow, hook in self._refused(conntrack.flows(reading), surroundings):
                 if flow.protocol == _TCP:
                     _close(diagnosis, flow, hook)
-            return sum(conntrack.delete(deleting, flow) for flow, _ in refused)
+                cut += conntrack.delete(deleting, flow)
+            return cut
 
-    def _refused(self, flows: Iterator[Flow], surroundings: Surroundings) -> Iterator[tuple[Flow, str]]:
-        gone: set[bytes] = set()
-        related: list[tuple[Flow, str]] = []
+    def _refused(self, flows: Iterator[Flow], surroundings: Surroundings) -> Iterator[tuple[Flow, Hook]]:
+        gone: set[int] = set()
+        related: list[tuple[Flow, Hook]] = []
         for flow in flows:
             hook = surroundings.hook(flow)
             if hook is None:
@@ -69,17 +74,43 @@ class _Cut:
             if flow.master is not None:
                 related.append((flow, hook))  # passes as long as what it belongs to does
             elif not self._passes(flow, hook, surroundings):
-                gone.add(flow.identity)
+                gone.add(hash(flow.identity))
                 yield flow, hook
-        yield from ((flow, hook) for flow, hook in related if flow.master in gone)
+        yield from ((flow, hook) for flow, hook in related if hash(flow.master) in gone)
 
-    def _passes(self, flow: Flow, hook: str, surroundings: Surroundings) -> bool:
-        came = surroundings.interface(flow.source) if hook != "output" else ""
-        went = surroundings.interface(flow.destination) if hook != "input" else ""
-        owners = self._owners(flow, hook)
-        return all(self._judge(flow, hook, came, went, owner) for owner in owners or [()])
+    def _passes(self, flow: Flow, hook: Hook, surroundings: Surroundings) -> bool:
+        asked = self._by_interface
+        came = surroundings.interface(flow.source) if asked and hook != "output" else ""
+        went = surroundings.interface(flow.destination) if asked and hook != "input" else ""
+        owners = self._owners(flow, hook) or [()]
+        # Rules go by the peer, and by no source port but those of services (DHCP).
+        peers = (flow.source if hook != "output" else b"", flow.destination if hook != "input" else b"")
+        sent = flow.source_port if (flow.source_port or 0) < _FIRST_EPHEMERAL_PORT else None
+        parts = (*peers, flow.protocol, sent, flow.port, flow.icmp_type, came, went)
+        return all(self._verdict(flow, hook, came, went, owner, (hook, parts, owner)) for owner in owners)
 
-    def _owners(self, flow: Flow, hook: str) -> list[Cgroups]:
+    def _verdict(  # noqa: PLR0913, PLR0917 - what a packet is judged by
+        self, flow: Flow, hook: Hook, came: str, went: str, owner: Cgroups, question: object
+    ) -> bool:
+        if question not in self._known:
+            packet = Packet(
+                source=_text(flow.source),
+                destination=_text(flow.destination),
+                protocol=flow.protocol,
+                source_port=flow.source_port,
+                destination_port=flow.port,
+                icmp_type=flow.icmp_type,
+                interface_in=came,
+                interface_out=went,
+                cgroups=owner,
+                length=0,  # which no quota counts
+            )
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[question] = self._rules.packet(hook, packet).passes
+        return self._known[question]
+
+    def _owners(self, flow: Flow, hook: Hook) -> list[Cgroups]:
         if not self._by_cgroup or hook == "forward":
             return []
         source, destination = (flow.source, flow.source_port or 0), (flow.destination, flow.port or 0)
@@ -96,6 +127,10 @@ def _close(channel: NetlinkSocket, flow: Flow, hook: str) -> None:
     elif hook == "input":
         local = (flow.destination, flow.port or 0)
         conntrack.close_socket(channel, flow.family, local, (flow.source, flow.source_port or 0))
+
+
+def _text(address: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET if len(address) == _IPV4_BYTES else socket.AF_INET6, address)
 
 
 def _interface_name(index: int) -> str:
