@@ -35,7 +35,7 @@ PROTO_SOURCES := $(shell find proto -name '*.proto' 2>/dev/null)
 
 include $(wildcard tests/vm/containers/build.mk)
 
-.PHONY: help setup system environment build vm demo test test-long test-unit test-host test-vm lint bench-hook bench-lsm bench-policy fuzz clean
+.PHONY: help setup system environment build vm demo test test-long test-unit test-host test-vm lint bench-hook bench-lsm bench-network bench-policy fuzz clean
 .DEFAULT_GOAL := help
 
 help:
@@ -44,7 +44,7 @@ help:
 	echo 'test       setup, then lint and the unit, host and vm lanes'
 	echo 'test-long  test, then large volumes and repetitions'
 	echo 'fuzz       every reader of hostile bytes for SECONDS_EACH=60, or TARGETS="policies …"'
-	echo 'lint | test-unit | test-host | test-vm | bench-hook | bench-lsm | bench-policy | clean'
+	echo 'lint | test-unit | test-host | test-vm | bench-hook | bench-lsm | bench-network | bench-policy | clean'
 
 setup: system environment build vm
 
@@ -130,6 +130,16 @@ bench-lsm: setup
 
 bench-policy: environment build
 	@$(PYTHON) -m benchmarks.bench_policy
+
+# Needs root: it makes network namespaces of its own and removes them. ARGUMENTS="--rounds 3 --rules 0 1000".
+ARGUMENTS :=
+
+bench-network: setup .cache/benchmarks/network_traffic
+	@$(PYTHON) -m benchmarks.bench_network $(ARGUMENTS)
+
+.cache/benchmarks/network_traffic: benchmarks/network_traffic.c
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 -O2 -Wall -Wextra -Werror -Wno-missing-field-initializers -o $@ $<
 
 clean:
 	@rm -rf .cache $(VENV) build dist

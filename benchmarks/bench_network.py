@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``make bench-network``: what network policies cost packets, connections and whoever changes them, in one run.
+
+    python -m benchmarks.bench_network [--rounds N] [--rules 0 1 100 …] [--only packets changes …]
+
+Compared are: no table at all; our engine with the rules of a policy (0: only what the measurements themselves send is
+allowed, the rest is refused); the same rules as a list of nftables, which is what most generators of rules write; and
+as sets that somebody who knows nftables wrote by hand. All of them let established flows pass first, and tell what they
+refuse at the same rate.
+
+Rounds go round all rulesets, and medians are told; ratios are to our own empty ruleset, or to what is named beside.
+Times are of the machine it runs on; ratios travel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from benchmarks import network_rules as rules
+from benchmarks.network_world import FLOOD_SOURCES, TRAFFIC, KernelMemory, Receiver, World, WorldError, world
+from guest_agent.engines.network_port import HOST_ENDPOINT, Desired, Endpoint, Whole
+from guest_agent.engines.nftables.engine import NftablesEngine
+from hauberk.policy import models, normalise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from hauberk.policy.rules import RuleSet
+
+SIZES: Final = (0, 1, 100, 1_000, 10_000, 100_000)
+LONGEST_LIST: Final = 10_000
+"""Rules beyond which a list is not measured: at 100,000 a packet takes milliseconds."""
+FLOOD_PACKETS: Final = 100_000
+LONGEST_FLOOD_SECONDS: Final = 2.0
+TRIPS: Final = 5_000
+CONNECTIONS: Final = 5_000
+STREAM_MILLISECONDS: Final = 1_000
+CHANGED_RULES: Final = 10_000
+PARTS: Final = ("packets", "trips", "connections", "stream", "changes", "memory")
+ENVIRONMENT_LACKS: Final = 3
+
+
+class Ruleset(NamedTuple):
+    """Something that is compared: what it is called, how many rules, and where it is in force."""
+
+    kind: str
+    size: int
+    receiver: Receiver
+
+    @property
+    def title(self) -> str:
+        """What the tables call it."""
+        return self.kind if self.kind == "no table" else f"{self.kind}, {self.size:,}"
+
+
+def desired(rule_set: RuleSet) -> Desired:
+    """Give what holds for a machine with these rules."""
+    return Desired((Endpoint(HOST_ENDPOINT, (rule_set,), Whole()),))
+
+
+def compared(made: World, engine: NftablesEngine, sizes: Sequence[int], directory: Path) -> list[Ruleset]:
+    """Put everything in force that is compared."""
+    found = [Ruleset("no table", 0, made.receiver())]
+    for size in sizes:
+        allowed = rules.make(size)
+        ours = made.receiver()
+        engine.apply(ours.namespace, desired(rules.rule_set(allowed)))
+        found.append(Ruleset("hauberk", size, ours))
+        for kind, write in (("sets by hand", rules.hand_written), ("list", rules.linear)):
+            if size and (kind != "list" or size <= LONGEST_LIST):
+                receiver = made.receiver()
+                file = directory / "rules.nft"
+                file.write_text(write(allowed))
+                receiver.nft(file)
+                found.append(Ruleset(kind, size, receiver))
+    return found
+
+
+def rounds_of(rulesets: Sequence[Ruleset], rounds: int, measure: Callable[[Ruleset], float]) -> dict[Ruleset, float]:
+    """Measure each ruleset in each round, and give the medians."""
+    found: dict[Ruleset, list[float]] = {ruleset: [] for ruleset in rulesets}
+    for _ in range(rounds):
+        for ruleset in rulesets:
+            found[ruleset].append(measure(ruleset))
+    return {ruleset: statistics.median(values) for ruleset, values in found.items()}
+
+
+def show(title: str, unit: str, figures: dict[Ruleset, float], *, more_is_better: bool = False) -> None:
+    """Print a table with ratios to our own empty ruleset."""
+    print(f"\n{title}\n{'':24}{unit:>14}{'ratio':>10}")
+    empty = next((value for ruleset, value in figures.items() if ruleset[:2] == ("hauberk", 0)), None)
+    for ruleset, value in figures.items():
+        ratio = "" if empty is None else f"{empty / value if more_is_better else value / empty:10.3f}"
+        print(f"{ruleset.title:24}{value:14,.0f}{ratio}", flush=True)
+
+
+def packets(made: World, rulesets: Sequence[Ruleset], rounds: int) -> None:
+    """Flood every receiver with packets of flows that nobody knows and no rule is about."""
+    processor: dict[Ruleset, list[float]] = {ruleset: [] for ruleset in rulesets}
+    pace: dict[Ruleset, int] = {}
+
+    def flood(ruleset: Ruleset, count: int) -> list[int]:
+        return made.send("flood", FLOOD_SOURCES, ruleset.receiver.address, str(rules.FLOOD_PORT), str(count))
+
+    def measure(ruleset: Ruleset) -> float:
+        expected = pace.get(ruleset) or pace.setdefault(ruleset, flood(ruleset, 256)[0])
+        clock, of_processor = flood(ruleset, min(FLOOD_PACKETS, int(LONGEST_FLOOD_SECONDS * 1e9 / max(expected, 1))))
+        processor[ruleset].append(of_processor)
+        return clock
+
+    figures = rounds_of(rulesets, rounds, measure)
+    show("Packets that no rule matches (64 bytes, UDP, each a flow of its own)", "ns/packet", figures)
+    medians = {ruleset: statistics.median(values) for ruleset, values in processor.items()}
+    show("The same, time of the processor", "ns/packet", medians)
+
+
+def trips(made: World, rulesets: Sequence[Ruleset], rounds: int) -> None:
+    """Send there and back, each a flow of its own that a rule allows after all others were asked."""
+    for ruleset in rulesets:
+        made.serve(ruleset.receiver, "echo", str(rules.ECHO_PORT))
+
+    def measure(ruleset: Ruleset) -> float:
+        return made.send("trips", ruleset.receiver.nets, str(rules.ECHO_PORT), str(TRIPS))[0]
+
+    show("Round trips (UDP, each a flow of its own)", "ns/trip", rounds_of(rulesets, rounds, measure))
+
+
+def connections(made: World, rulesets: Sequence[Ruleset], rounds: int) -> None:
+    """Make and end TCP connections."""
+    for ruleset in rulesets:
+        made.serve(ruleset.receiver, "accept", str(rules.ACCEPT_PORT))
+
+    def measure(ruleset: Ruleset) -> float:
+        words = ("connect", ruleset.receiver.address, str(rules.ACCEPT_PORT), str(CONNECTIONS))
+        return 1e9 / made.send(*words)[0]
+
+    figures = rounds_of(rulesets, rounds, measure)
+    show("Connections (TCP, made and ended one after the other)", "per second", figures, more_is_better=True)
+
+
+def stream(made: World, rulesets: Sequence[Ruleset], rounds: int) -> None:
+    """Write to one connection."""
+    for ruleset in rulesets:
+        made.serve(ruleset.receiver, "sink", str(rules.SINK_PORT))
+
+    def measure(ruleset: Ruleset) -> float:
+        words = ("stream", ruleset.receiver.address, str(rules.SINK_PORT), str(STREAM_MILLISECONDS))
+        return made.send(*words)[0] / 1e6
+
+    figures = rounds_of(rulesets, rounds, measure)
+    show("A long flow (TCP, one connection)", "megabytes/s", figures, more_is_better=True)
+
+
+def milliseconds(action: Callable[[], object]) -> float:
+    """Tell how long an action takes."""
+    begin = time.perf_counter()
+    action()
+    return (time.perf_counter() - begin) * 1e3
+
+
+def changes(made: World, engine: NftablesEngine, rounds: int, directory: Path) -> None:
+    """Change what is in force: one network more, everything else; ours and files for ``nft -f``, in turn."""
+    ours, theirs = made.receiver(), made.receiver()
+    allowed = rules.make(CHANGED_RULES + rounds)
+    file = directory / "change.nft"
+    took: dict[str, list[float]] = {}
+
+    def note(what: str, action: Callable[[], object]) -> None:
+        took.setdefault(what, []).append(milliseconds(action))
+
+    def by_file(what: str, some: list[rules.Allowed]) -> None:
+        file.write_text(rules.hand_written(some))
+        note(what, lambda: theirs.nft(file))
+
+    note("first", lambda: engine.apply(ours.namespace, desired(rules.rule_set(allowed[:CHANGED_RULES]))))
+    for index in range(rounds):
+        one_more = allowed[: CHANGED_RULES + 1 + index]
+        ruleset = desired(rules.rule_set(one_more))
+        note("one more", lambda ruleset=ruleset: engine.apply(ours.namespace, ruleset))  # type: ignore[misc]
+        by_file("one more, file", one_more)
+    for index in range(rounds):
+        others = rules.make(CHANGED_RULES, seed=2 + index)
+        ruleset = desired(rules.rule_set(others))
+        note("all others", lambda ruleset=ruleset: engine.apply(ours.namespace, ruleset))  # type: ignore[misc]
+        by_file("all others, file", others)
+        text = rules.policy(others).encode()
+        note("reading", lambda text=text: [*map(normalise.rules, models.examine([("p.yaml", text)])[0])])  # type: ignore[misc]
+    medians = {what: statistics.median(values) for what, values in took.items()}
+    print(f"\nFrom changed rules to enforced, {CHANGED_RULES:,} rules\n{'':44}{'milliseconds':>14}")
+    print(f"{'hauberk, the first time':44}{medians['first']:14,.1f}")
+    for what, title in (("one more", "one more network"), ("all others", "all networks others")):
+        ratio = medians[what] / medians[f"{what}, file"]
+        print(f"{'hauberk, ' + title:44}{medians[what]:14,.1f}")
+        print(f"{'nft -f of the whole file':44}{medians[f'{what}, file']:14,.1f}{ratio:10.3f} of it is ours")
+    print(f"{'reading the policy text (YAML to rules)':44}{medians['reading']:14,.1f}", flush=True)
+
+
+def memory(sizes: Sequence[int]) -> None:
+    """Tell what rulesets take in the kernel and in the process that puts them in force, each in a new process."""
+    print(f"\nMemory, KiB\n{'':24}{'kernel':>14}{'process':>14}{'its peak':>14}")
+    for kind in ("hauberk", "sets by hand", "list"):
+        for size in sizes:
+            if kind == "list" and size > LONGEST_LIST:
+                continue
+            command = [sys.executable, "-m", "benchmarks.bench_network", "--memory-of", kind, str(size)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise WorldError(done.stderr.strip()[-500:])
+            found = json.loads(done.stdout)
+            columns = "".join(f"{found[name]:14,}" if found[name] is not None else f"{'unknown':>14}" for name in found)
+            print(f"{kind + f', {size:,}':24}{columns}", flush=True)
+
+
+def memory_of(kind: str, size: int) -> None:
+    """Put one ruleset in force in this process and print what that took."""
+    kernel = KernelMemory()
+    try:
+        with world() as made, tempfile.TemporaryDirectory() as directory:
+            receiver = made.receiver()
+            allowed = rules.make(size)
+            before: tuple[int | None, int]
+            if kind == "hauberk":
+                engine = NftablesEngine()
+                engine.apply(receiver.namespace, desired(rules.rule_set([])))
+                engine.remove(receiver.namespace)
+                wanted = desired(rules.rule_set(allowed))
+                before = kernel.bytes(), status("VmRSS")
+                engine.apply(receiver.namespace, wanted)
+            else:
+                file = Path(directory) / "rules.nft"
+                file.write_text((rules.linear if kind == "list" else rules.hand_written)(allowed))
+                before = kernel.bytes(), status("VmRSS")
+                receiver.nft(file)
+            after = kernel.bytes()
+            ours = kind == "hauberk"
+            found = {
+                "kernel": None if after is None or before[0] is None else (after - before[0]) // 1024,
+                "process": status("VmRSS") - before[1] if ours else None,
+                "peak": status("VmHWM") - before[1] if ours else None,
+            }
+    finally:
+        kernel.end()
+    print(json.dumps(found))
+
+
+def status(field: str) -> int:
+    """Give a number of this process's status, in KiB."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1])
+    message = f"found no {field} in /proc/self/status"
+    raise WorldError(message)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Measure what was asked for."""
+    with world() as made, tempfile.TemporaryDirectory() as text:
+        directory = Path(text)
+        engine = NftablesEngine()
+        of_packets = {"packets": packets, "trips": trips, "connections": connections, "stream": stream}
+        wanted = [of_packets[part] for part in arguments.only if part in of_packets]
+        if wanted:
+            rulesets = compared(made, engine, arguments.rules, directory)
+            for part in wanted:
+                part(made, rulesets, arguments.rounds)
+        if "changes" in arguments.only:
+            changes(made, engine, arguments.rounds, directory)
+        engine.close()
+    if "memory" in arguments.only:
+        memory(arguments.rules)
+
+
+def main() -> int:
+    """Read the command line, see whether the machine can do it, and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rules", type=int, nargs="*", default=list(SIZES))
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--memory-of", nargs=2, metavar=("KIND", "RULES"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if not TRAFFIC.exists():
+        print(f"found no {TRAFFIC}, expected the benchmark's sender; run `make bench-network`", file=sys.stderr)
+        return ENVIRONMENT_LACKS
+    probe = NftablesEngine().probe()
+    if not probe.available:
+        print(f"the engine cannot run here: {probe.reason}", file=sys.stderr)
+        return ENVIRONMENT_LACKS
+    if arguments.memory_of:
+        memory_of(arguments.memory_of[0], int(arguments.memory_of[1]))
+        return 0
+    measure(arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
