@@ -179,7 +179,7 @@ class Kinds:
     icmp: tuple[Union, Union] = ((), ())
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=1 << 14)
 def kinds_of(ports: tuple[tuple[int, int, str], ...], icmp: tuple[tuple[int, int | None], ...]) -> Kinds:
     """Give the kinds that a rule names. Raises ValueError for a protocol without a number, or without ports."""
     if not ports and not icmp:
@@ -195,6 +195,8 @@ def kinds_of(ports: tuple[tuple[int, int, str], ...], icmp: tuple[tuple[int, int
         else:
             message = f"found ports of {protocol}, expected tcp, udp or sctp, or the whole protocol"
             raise ValueError(message)
+    if not whole and not icmp:
+        return Kinds(everything=False, ports=ranges.merge(ranged))
     types = tuple(
         ranges.merge(_ALL_TYPES if kind is None else (kind, kind) for family, kind in icmp if family == wanted)
         for wanted in _FAMILIES
@@ -244,12 +246,14 @@ class Addresses:
             found[family].append((first, last))
         return found
 
-    def join(self, other: Addresses) -> None:
-        """Add all addresses of another."""
-        self.everywhere |= other.everywhere
-        self.four += other.four
-        self.six += other.six
-        self.groups |= other.groups
+    def joined(self, other: Addresses) -> Addresses:
+        """Give these addresses and another's."""
+        return Addresses(
+            self.everywhere or other.everywhere,
+            [*self.four, *other.four],
+            [*self.six, *other.six],
+            {*self.groups, *other.groups},
+        )
 
     def lookups(
         self, sets: Sets, role: str, families: tuple[int, ...] = _FAMILIES, *, flat: bool = False
@@ -407,36 +411,35 @@ class _Cell:
     """One union of boxes, all for the same interfaces."""
 
     def __init__(self) -> None:
-        self._everything = Addresses()
-        self._by_kinds: dict[Kinds, Addresses] = {}
+        self._written: dict[tuple[object, object], tuple[Kinds, Addresses]] = {}
 
     def take(self, match: PeerMatch, groups: Iterable[PeerGroup]) -> None:
         """Add a rule's boxes. Raises ValueError, OSError."""
-        kinds = kinds_of(match.ports, match.icmp)
-        if kinds.everything:
-            self._everything.take(match, groups)
-            return
-        addresses = self._by_kinds.get(kinds)
-        if addresses is None:
-            addresses = self._by_kinds[kinds] = Addresses()
-        addresses.take(match, groups)
+        written = (match.ports, match.icmp)
+        found = self._written.get(written)
+        if found is None:
+            found = self._written[written] = (kinds_of(*written), Addresses())
+        found[1].take(match, groups)
 
     def steps(self, sets: Sets, role: str) -> tuple[Step, ...]:
         """Give the steps that find the union."""
-        every_kind = self._everything.lookups(sets, f"{role}a")
-        if _ALWAYS in every_kind:
-            return every_kind
+        everything: dict[Union, Addresses] = {}
         whole: dict[Union, Addresses] = {}
         types: tuple[dict[Union, Addresses], dict[Union, Addresses]] = ({}, {})
         ported: dict[Union, Addresses] = {}
-        for kinds, addresses in self._by_kinds.items():
-            for target, where in (
-                (whole, kinds.protocols),
-                (ported, kinds.ports),
-                *zip(types, kinds.icmp, strict=True),
-            ):
+        for kinds, addresses in self._written.values():
+            if kinds.ports:
+                _join(ported, kinds.ports, addresses)
+            if kinds.everything:
+                _join(everything, (), addresses)
+            if kinds.protocols:
+                _join(whole, kinds.protocols, addresses)
+            for target, where in zip(types, kinds.icmp, strict=True):
                 if where:
-                    target.setdefault(where, Addresses()).join(addresses)
+                    _join(target, where, addresses)
+        every_kind = everything.get((), Addresses()).lookups(sets, f"{role}a")
+        if _ALWAYS in every_kind:
+            return every_kind
         by_protocol = _items(whole, sets, f"{role}q", _FAMILIES)
         ports, boxes = _ports(ported, sets, f"{role}p")
         return (
@@ -446,6 +449,12 @@ class _Cell:
             *_dispatch(f"{role}t6", ("icmp6",), _items(types[1], sets, f"{role}t6", (6,))),
             *boxes,
         )
+
+
+def _join(found: dict[Union, Addresses], where: Union, addresses: Addresses) -> None:
+    """Add what goes with a list of places, without a copy where it is alone there."""
+    held = found.get(where)
+    found[where] = addresses if held is None else held.joined(addresses)
 
 
 def _items(
@@ -465,29 +474,32 @@ def _ports(
     found: Mapping[Union, Addresses], sets: Sets, role: str
 ) -> tuple[list[tuple[str, Union, tuple[Step, ...]]], list[Step]]:
     """Give what is reached from the protocol and its ports, and the steps that begin at the address."""
-    sizes = {
-        (ports, family): len(addresses.of(family))
+    sizes = [
+        (-size, family, ports)
         for ports, addresses in found.items()
         for family in _FAMILIES
-        if not addresses.everywhere and len(addresses.of(family)) >= SHARED
-    }
-    shared = set(sorted(sizes, key=lambda one: (-sizes[one], one))[:SHARED_LISTS])
+        if (size := len(addresses.of(family))) >= SHARED
+    ]
+    shared = {(family, ports) for _, family, ports in sorted(sizes)[:SHARED_LISTS]}
     mapped: dict[Union, Addresses] = {}
     listed: dict[int, dict[Union, list[Range]]] = {4: {}, 6: {}}
     boxed: dict[int, dict[tuple[int, int], list[Range]]] = {4: {}, 6: {}}
     for ports, addresses in found.items():
-        kept = Addresses(addresses.everywhere, groups=addresses.groups)
-        for family in _FAMILIES if not addresses.everywhere else ():
-            if (ports, family) in shared:
-                kept.of(family).extend(addresses.of(family))
-            elif len(ports) > LIST:
-                listed[family].setdefault(ports, []).extend(addresses.of(family))
+        if addresses.everywhere:
+            mapped[ports] = addresses
+            continue
+        kept = Addresses(groups=addresses.groups)
+        for family, networks in ((4, addresses.four), (6, addresses.six)):
+            if (family, ports) in shared:
+                kept.of(family).extend(networks)
+            elif len(ports) > LIST and networks:
+                listed[family].setdefault(ports, []).extend(networks)
             else:
                 table = boxed[family]
-                for first, last in ranges.merge(addresses.of(family)):
+                for first, last in ranges.merge(networks):
                     for block in ranges.blocks(first, last):
                         table.setdefault(block, []).extend(ports)
-        if kept.everywhere or kept.groups or kept.four or kept.six:
+        if kept.groups or kept.four or kept.six:
             mapped[ports] = kept
     steps: list[Step] = []
     for family in _FAMILIES:
@@ -527,7 +539,7 @@ def _disjoint(table: Mapping[tuple[int, int], list[Range]], listed: dict[Union, 
         last = first | ((1 << bits) - 1)
         while around and around[-1][0] < first:
             around.pop()
-        ports = ranges.merge(found)
+        ports = ranges.merge(found)  # different rules', of the same network
         _, covered, held = around[-1] if around else (0, (), 0)
         left = ranges.subtract(ports, covered) if covered else ports
         if len(ports) > LIST or held + len(left) > HELD:

@@ -42,17 +42,19 @@ def interface(text: str) -> Range:
 
 def merge(ranges: Iterable[Range]) -> Union:
     """Give the union of ranges."""
+    ordered = sorted(ranges)
+    if len(ordered) < 2:  # noqa: PLR2004 - the usual case, and nothing to join
+        return tuple(ordered)
     merged: list[Range] = []
     start, end = -2, -2
-    for first, last in sorted(ranges):
+    for first, last in ordered:
         if first > end + 1:
             if end >= 0:
                 merged.append((start, end))
             start, end = first, last
         elif last > end:
             end = last
-    if end >= 0:
-        merged.append((start, end))
+    merged.append((start, end))
     return tuple(merged)
 
 
