@@ -192,7 +192,7 @@ class Case:
 
     def probes(self, places: Places, state: State) -> list[Probe]:
         """Give the packets to try in a state: between all pods, some from and to strangers, and the case's own."""
-        present = tuple(workload.name for workload in state.workloads)
+        present = tuple(name for name in places.plans if name in {workload.name for workload in state.workloads})
         strangers = tuple(STRANGERS)
         attempts = (
             Attempt(present, present),

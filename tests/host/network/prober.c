@@ -393,6 +393,8 @@ static void udp_arrived(struct end *end)
 		sendto(end->fd, byte, got, 0, (void *)&from, length);
 		length = sizeof(from);
 	}
+	if (errno != EAGAIN)
+		fail("the listener %s %d is gone", text_of(&end->own), end->port);
 }
 
 static void tcp_arrived(struct end *end)
@@ -406,6 +408,8 @@ static void tcp_arrived(struct end *end)
 		add(TCP_SERVED, fd, EPOLLIN);
 		length = sizeof(from);
 	}
+	if (errno != EAGAIN) /* flows can be ended by others, but nobody may close a service */
+		fail("the listener %s %d is gone", text_of(&end->own), end->port);
 }
 
 static void echo(struct end *end)
@@ -424,6 +428,7 @@ static void probe_moved(struct end *end)
 	char bytes[64];
 	int error = 0;
 	socklen_t length = sizeof(error);
+	ssize_t got;
 
 	if (end->kind == TCP_PROBE && !end->done) {
 		struct epoll_event event = { .events = EPOLLIN, .data.ptr = end };
@@ -437,10 +442,11 @@ static void probe_moved(struct end *end)
 		epoll_ctl(epoll_fd, error ? EPOLL_CTL_DEL : EPOLL_CTL_MOD, end->fd, &event);
 		return;
 	}
-	if (recv(end->fd, bytes, sizeof(bytes), 0) > 0) {
+	got = recv(end->fd, bytes, sizeof(bytes), 0);
+	if (got > 0) {
 		printf("%s %ld\n", end->done ? "more" : "answered", end->id);
 		end->done = true;
-	} else if (errno != EAGAIN) {
+	} else if (got == 0 || errno != EAGAIN) {
 		if (!end->done)
 			printf("failed %ld %d\n", end->id, errno);
 		end->done = true;

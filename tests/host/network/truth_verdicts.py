@@ -9,9 +9,8 @@ egress, the receiver's ingress. What is known of a peer (labels, namespace, enti
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hauberk.policy import collection, exemptions
 from hauberk.policy.explain import Explainer, Question
@@ -40,22 +39,31 @@ UNCOVERED: Final = Decision(Verdict.ALLOW, None, "no policy covers it")
 """What is decided, unasked, about the packets of whom no rule is about."""
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """What is decided about a packet at both ends; None where nobody is subject to policies."""
+class Judgement(NamedTuple):
+    """What is decided about a packet for one workload at one of its ends."""
 
-    egress: Decision | None
-    ingress: Decision | None
+    who: str
+    decision: Decision
 
     @property
-    def sent(self) -> bool:
-        """Whether it leaves its sender."""
-        return self.egress is None or self.egress.verdict is not Verdict.DENY
+    def refuses(self) -> bool:
+        """Whether the packet ends here."""
+        return self.decision.verdict is Verdict.DENY
+
+
+class Judged(NamedTuple):
+    """What is decided about a packet: at each end for the machine there and the pod, where they are subject to rules.
+
+    All have to let it pass.
+    """
+
+    egress: tuple[Judgement, ...]
+    ingress: tuple[Judgement, ...]
 
     @property
     def passes(self) -> bool:
-        """Whether it arrives."""
-        return self.sent and (self.ingress is None or self.ingress.verdict is not Verdict.DENY)
+        """Whether the packet arrives."""
+        return not any(one.refuses for one in (*self.egress, *self.ingress))
 
 
 class Verdicts:
@@ -88,20 +96,18 @@ class Verdicts:
         """Decide about a packet at both ends."""
         loopback = places.loopback(probe)
         return Judged(
-            self.decision(probe, Section.EGRESS, "lo" if loopback else places.interface_of(probe.source_address)),
-            self.decision(probe, Section.INGRESS, "lo" if loopback else places.interface_of(probe.target_address)),
+            self._end(probe, Section.EGRESS, places, "lo" if loopback else places.interface_of(probe.source_address)),
+            self._end(probe, Section.INGRESS, places, "lo" if loopback else places.interface_of(probe.target_address)),
         )
 
-    def decision(self, probe: Probe, direction: Section, interface: str) -> Decision | None:
-        """Decide about a packet at one end, which it passes by an interface; None where that is no workload."""
+    def _end(self, probe: Probe, direction: Section, places: Places, interface: str) -> tuple[Judgement, ...]:
+        """Decide at one end, which the packet passes by an interface: for the machine, and for the pod in it."""
         sending = direction is Section.EGRESS
-        subject = self.workloads.get(probe.source if sending else probe.target)
-        if subject is None:
-            return None
-        if not self.rule_sets[subject.name].rules:
-            return UNCOVERED
+        pod = probe.source if sending else probe.target
         other, address = (probe.target, probe.target_address) if sending else (probe.source, probe.source_address)
-        return self._answered(subject.name, direction, self._peer(probe, other, address, interface))
+        subjects = [name for name in dict.fromkeys((places.plans[pod].machine, pod)) if name in self.workloads]
+        question = self._peer(probe, other, address, interface)
+        return tuple(Judgement(name, self._answered(name, direction, question)) for name in subjects)
 
     def _peer(self, probe: Probe, name: str, address: str, interface: str) -> str:
         """Give the question about a packet's other end: address, kind of packet, and what is known."""
@@ -133,6 +139,8 @@ class Verdicts:
         return Explainer(self.rule_sets[workload.name], scope=scope, exemptions=self._exempt(workload))
 
     def _answer(self, name: str, direction: Section, peer: str) -> Decision:
+        if not self.rule_sets[name].rules:
+            return UNCOVERED
         return self._explainers[name].ask(Question(OPERATION_OF[direction], peer)).decision
 
     def _rule_set(self, workload: Workload) -> RuleSet:
