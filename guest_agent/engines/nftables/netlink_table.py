@@ -74,7 +74,8 @@ class Chain:
 class Set:
     """A set or map: what it is, and its elements.
 
-    ``timed`` has those that end by themselves, with what is left of their time in milliseconds.
+    ``timed`` has those that end by themselves, with what is left of their time in milliseconds; the end of an interval
+    has the time of its start.
     """
 
     definition: bytes
@@ -274,7 +275,10 @@ def delete_elements(name: str, elements: Mapping[bytes, int]) -> list[Message]:
 
 
 def _elements(kind: int, name: str, elements: Mapping[bytes, int], flags: int) -> list[Message]:
-    encoded = (nested(_LIST_ELEMENT, one, u64(_TIMEOUT, time) if time else b"") for one, time in _in_order(elements))
+    encoded = (
+        nested(_LIST_ELEMENT, one, u64(_TIMEOUT, time) if time and not _is_end(one) else b"")
+        for one, time in _in_order(elements)
+    )
     return [
         message(kind, text(_LIST_SET, name), nested(_LIST_ELEMENTS, piece), flags=flags)
         for piece in netlink.split(encoded)
@@ -403,16 +407,31 @@ def _dump(channel: NetlinkSocket, kind: int, table: str, *parts: bytes) -> list[
 
 def read_set(channel: NetlinkSocket, name: str, definition: bytes, table: str = TABLE) -> Set:
     """Read the elements of a set. Raises NetlinkError, OSError."""
-    elements: set[bytes] = set()
-    timed: dict[bytes, int] = {}
+    found: dict[bytes, int] = {}
     for read in _dump(channel, GET_ELEMENTS, table, text(_LIST_SET, name)):
         for _, payload in netlink.walk(read.get(_LIST_ELEMENTS, b"")):
             encoded, time = _read_element(payload)
-            if time:
-                timed[encoded] = time
-            else:
-                elements.add(encoded)
-    return Set(definition, frozenset(elements), timed)
+            found[encoded] = time
+    found = _paired(found)
+    stay = frozenset(encoded for encoded, time in found.items() if not time)
+    return Set(definition, stay, {encoded: time for encoded, time in found.items() if time})
+
+
+def _paired(found: dict[bytes, int]) -> dict[bytes, int]:
+    """Give the ends of plain intervals the time of their starts, which the kernel keeps with the start alone.
+
+    An end whose start is over already is left out: the kernel takes it away some time.
+    """
+    if not any(_is_end(encoded) for encoded in found):
+        return found
+    paired: dict[bytes, int] = {}
+    time: int | None = None  # of the interval that has begun
+    for encoded, own in _in_order(found):
+        if not _is_end(encoded):
+            time = paired[encoded] = own
+        elif time is not None:
+            paired[encoded], time = time, None
+    return paired
 
 
 def _read_quota(payload: bytes) -> Quota:

@@ -70,11 +70,13 @@ class Place:
     def end_process(self) -> None:
         """End what holds the namespace."""
         self._holder.kill()
-        self._holder.communicate()
+        self._holder.wait()
 
     def close(self) -> None:
         """Let go of it."""
         self.end_process()
+        assert self._holder.stdout is not None
+        self._holder.stdout.close()
         os.close(self._descriptor)
 
     def run(self, *command: str, given: str = "") -> str:
@@ -85,9 +87,9 @@ class Place:
         """Run commands of nft inside."""
         return self.run("nft", "-f", "-", given=text)
 
-    def listing(self, table: str = "inet hauberk") -> str:
-        """List a table as nft does."""
-        return self.run("nft", "list", "table", *table.split())
+    def listing(self, table: str = "inet hauberk", *, program: str | None = None) -> str:
+        """List a table as nft does; 1.0.6 cannot list all that later ones wrote."""
+        return self.run(program or "nft", "list", "table", *table.split())
 
     def socket(self, kind: int, family: int = 4, protocol: int = 0) -> socket.socket:
         """Make a socket inside."""
@@ -234,7 +236,7 @@ class Flow:
 # ---- rules -----------------------------------------------------------------------------------------------------------
 
 
-def rule(  # noqa: PLR0913 - the parts of a rule
+def rule(
     section: Section,
     action: Action,
     *cidrs: str,
