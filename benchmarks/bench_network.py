@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -166,41 +167,47 @@ def milliseconds(action: Callable[[], object]) -> float:
     return (time.perf_counter() - begin) * 1e3
 
 
+class Style(NamedTuple):
+    """A way to write many networks: what it is called, as rules of ours, as a file of nft's."""
+
+    title: str
+    rule_set: Callable[[Sequence[rules.Allowed]], RuleSet]
+    file: Callable[[Sequence[rules.Allowed]], str]
+
+
+STYLES: Final = (
+    Style("a rule for each network, with ports of its own", rules.rule_set, rules.hand_written),
+    Style("one rule with a list of networks", rules.list_rule_set, rules.hand_written_list),
+)
+
+
 def changes(made: World, engine: NftablesEngine, rounds: int, directory: Path) -> None:
     """Change what is in force: one network more, everything else; ours and files for ``nft -f``, in turn."""
-    ours, theirs = made.receiver(), made.receiver()
-    allowed = rules.make(CHANGED_RULES + rounds)
-    file = directory / "change.nft"
-    took: dict[str, list[float]] = {}
-
-    def note(what: str, action: Callable[[], object]) -> None:
-        took.setdefault(what, []).append(milliseconds(action))
-
-    def by_file(what: str, some: list[rules.Allowed]) -> None:
-        file.write_text(rules.hand_written(some))
-        note(what, lambda: theirs.nft(file))
-
-    note("first", lambda: engine.apply(ours.namespace, desired(rules.rule_set(allowed[:CHANGED_RULES]))))
-    for index in range(rounds):
-        one_more = allowed[: CHANGED_RULES + 1 + index]
-        ruleset = desired(rules.rule_set(one_more))
-        note("one more", lambda ruleset=ruleset: engine.apply(ours.namespace, ruleset))  # type: ignore[misc]
-        by_file("one more, file", one_more)
-    for index in range(rounds):
-        others = rules.make(CHANGED_RULES, seed=2 + index)
-        ruleset = desired(rules.rule_set(others))
-        note("all others", lambda ruleset=ruleset: engine.apply(ours.namespace, ruleset))  # type: ignore[misc]
-        by_file("all others, file", others)
-        text = rules.policy(others).encode()
-        note("reading", lambda text=text: [*map(normalise.rules, models.examine([("p.yaml", text)])[0])])  # type: ignore[misc]
-    medians = {what: statistics.median(values) for what, values in took.items()}
-    print(f"\nFrom changed rules to enforced, {CHANGED_RULES:,} rules\n{'':44}{'milliseconds':>14}")
-    print(f"{'hauberk, the first time':44}{medians['first']:14,.1f}")
-    for what, title in (("one more", "one more network"), ("all others", "all networks others")):
-        ratio = medians[what] / medians[f"{what}, file"]
-        print(f"{'hauberk, ' + title:44}{medians[what]:14,.1f}")
-        print(f"{'nft -f of the whole file':44}{medians[f'{what}, file']:14,.1f}{ratio:10.3f} of it is ours")
-    print(f"{'reading the policy text (YAML to rules)':44}{medians['reading']:14,.1f}", flush=True)
+    print(f"\nFrom changed rules to enforced, {CHANGED_RULES:,} networks, milliseconds")
+    print(f"{'':44}{'hauberk':>14}{'nft -f':>14}{'ratio':>10}")
+    for style in STYLES:
+        print(f"{style.title}:")
+        ours, theirs = made.receiver(), made.receiver()
+        allowed = rules.make(CHANGED_RULES + rounds)
+        others = [rules.make(CHANGED_RULES, seed=2 + index) for index in range(rounds)]
+        steps = [
+            ("  the first time", [allowed[:CHANGED_RULES]]),
+            ("  one network more", [allowed[: CHANGED_RULES + 1 + index] for index in range(rounds)]),
+            ("  all networks others", others),
+        ]
+        for title, wanted in steps:
+            by_us, by_file = [], []
+            for some in wanted:
+                whole = desired(style.rule_set(some))
+                by_us.append(milliseconds(partial(engine.apply, ours.namespace, whole)))
+                file = directory / "change.nft"
+                file.write_text(style.file(some))
+                by_file.append(milliseconds(partial(theirs.nft, file)))
+            found, compared_with = statistics.median(by_us), statistics.median(by_file)
+            print(f"{title:44}{found:14,.1f}{compared_with:14,.1f}{found / compared_with:10.3f}", flush=True)
+    text = rules.policy(rules.make(CHANGED_RULES)).encode()
+    took = milliseconds(lambda: [*map(normalise.rules, models.examine([("policy.yaml", text)])[0])])
+    print(f"{'reading such a policy, a rule for each':44}{took:14,.1f}", flush=True)
 
 
 def memory(sizes: Sequence[int]) -> None:

@@ -21,6 +21,7 @@ ACCEPT_PORT: Final = 9
 SINK_PORT: Final = 10
 FLOOD_PORT: Final = 40000
 TABLE: Final = "benchmark"
+_LISTED_PORT: Final = 443
 _PASSING: Final = ((ECHO_PORT, ECHO_PORT, "udp"), (ACCEPT_PORT, SINK_PORT, "tcp"))
 _WELL_KNOWN: Final = (53, 80, 123, 443, 5432, 6443, 8443, 9000, *range(2000, 2100))
 _CELLS: Final = 1 << 18  # networks of 256 addresses from 11.0.0.0 on
@@ -89,6 +90,13 @@ def rule_set(allowed: Iterable[Allowed]) -> RuleSet:
     return RuleSet(tuple(rules))
 
 
+def list_rule_set(allowed: Iterable[Allowed]) -> RuleSet:
+    """Give their networks as one rule with a port, as a list of sources is written."""
+    match = PeerMatch(cidrs=tuple(one.network for one in allowed), ports=((_LISTED_PORT, _LISTED_PORT, "tcp"),))
+    listed = Rule(Section.INGRESS, ObjectKind.PEER, "list", Action.ALLOW, Origin("benchmark", "spec"), match=match)
+    return RuleSet((listed, *rule_set(()).rules))
+
+
 def policy(allowed: Iterable[Allowed]) -> str:
     """Give them as the text of a policy."""
     lines = [
@@ -122,4 +130,15 @@ def hand_written(allowed: Sequence[Allowed]) -> str:
         kind = f"ipv{family}_addr . inet_proto . inet_service"
         sets += f"  set allowed{family} {{\n    type {kind}; flags interval;\n{body}  }}\n"
         rules += f"    {name} saddr . meta l4proto . th dport @allowed{family} accept\n"
+    return _BEFORE.format(table=TABLE) + _HEAD % (sets, rules)
+
+
+def hand_written_list(allowed: Sequence[Allowed]) -> str:
+    """Give their networks as sets with one port, as somebody who knows nftables writes a list of sources."""
+    sets, rules = "", ""
+    for family, name in ((4, "ip"), (6, "ip6")):
+        elements = ",\n".join(f"      {one.network}" for one in allowed if one.family == family)
+        body = f"    type ipv{family}_addr; flags interval;\n    elements = {{\n{elements}\n    }}\n"
+        sets += f"  set listed{family} {{\n{body}  }}\n"
+        rules += f"    tcp dport {_LISTED_PORT} {name} saddr @listed{family} accept\n"
     return _BEFORE.format(table=TABLE) + _HEAD % (sets, rules)
