@@ -8,17 +8,18 @@ follows from the rules of both sets together, and they are complete:
   (:mod:`hauberk.policy.workload_classes`) in which some policy differs, or all where postures or defaults do.
 * *Objects.* An answer depends on the rules that name the object, never on anything else of it. All sets of rules that
   name some path are found by walking the product of their automata (:mod:`hauberk.policy.path_classes`), those that
-  name other things from what the rules mention
-  (:mod:`hauberk.policy.witnesses`). Paths that no changed rule names keep their answer as long as allow-lists,
-  postures and sources with rights of their own are the same.
+  name other things from what the rules mention (:mod:`hauberk.policy.witnesses`). Of packets, which many rules can name
+  at once, those are asked that suffice to find every two rules between which an answer changes
+  (:mod:`hauberk.policy.peer_classes`). Paths and packets that no changed rule names keep their answer as long as
+  allow-lists, postures and sources with rights of their own are the same.
 * *Who acts, and how.* Of executables, one is asked for each set of rules about the object that cover it, also with
   regard to rights of its own; owners, arguments, terminals and quotas are tried on both sides of each condition that
   some rule about the object has. A question that leaves these out gets the strictest of those answers, so it differs
   only where one of them does.
 
 Each question on whose verdict the sets disagree becomes a :class:`Change`, an example of a class of questions. So if
-two sets differ in any answer, there is a change whose example is answered by the same rules as that question; and if
-there is no change, they differ in none.
+two sets differ in any answer, there is a change whose example is decided by the same rules as that question (or rules
+of the same action); and if there is no change, they differ in none.
 
 Limits: the policies are compared as they are written. What their paths lead to in one root file system may make equal
 what is different here, or the other way round for rules on links. Raw AppArmor text has no meaning but its own: another
@@ -36,12 +37,15 @@ from hauberk.policy import objects
 from hauberk.policy.explain import Answer, Default, Explainer, Question
 from hauberk.policy.index import RuleIndex
 from hauberk.policy.path_classes import PathObject, path_classes
+from hauberk.policy.peer_classes import peer_classes
 from hauberk.policy.rules import (
+    PACKET_SECTIONS,
     PATH_KINDS,
     SECTION_OF,
     ObjectKind,
     Operation,
     Origin,
+    PeerMatch,
     Rule,
     RuleSet,
     Section,
@@ -252,7 +256,11 @@ class _Pair:
         return [(path, naming) for naming, path in found.items()]
 
     def _other_objects(self, operation: Operation) -> Iterator[tuple[str, tuple[Rule, ...]]]:
-        rules = [rule for rule in self._rules if rule.section is SECTION_OF[operation]]
+        section = SECTION_OF[operation]
+        rules = [rule for rule in self._rules if rule.section is section]
+        if section in PACKET_SECTIONS:
+            yield from self._packets(section, rules)
+            return
         index = RuleIndex(rules)
         seen: set[object] = set()
         for text in texts(operation, rules):
@@ -261,6 +269,18 @@ class _Pair:
             if naming not in seen:
                 seen.add(naming)
                 yield text, naming
+
+    def _packets(self, section: Section, rules: list[Rule]) -> Iterator[tuple[str, tuple[Rule, ...]]]:
+        """Give packets that stand for all; where the rest decides alike, for those that a changed rule is about."""
+        numbered = [(rule, rule.match) for rule in rules if isinstance(rule.match, PeerMatch)]
+        relevant: set[int] | None = None
+        if self._same_frame[section]:
+            changed = self._changed[section]
+            relevant = {number for number, (rule, _) in enumerate(numbered) if _essence(rule) in changed}
+        for numbers, peer in peer_classes([match for _, match in numbered], relevant).items():
+            yield objects.peer_text(peer), tuple(numbered[number][0] for number in sorted(numbers))
+        if not self._alike:
+            yield "127.0.0.1 on lo", ()  # no rule is asked about it, but a default is
 
     def questions(self, operation: Operation, text: str, naming: tuple[Rule, ...]) -> Iterator[Question]:
         """Give questions for everyone who may act, and each way to do it, that the rules about an object tell apart."""

@@ -2,9 +2,9 @@
 """Finding the rules that match an object without trying each.
 
 Exact paths, executable names and directories are found by looking the path's own parts up; only patterns are tried
-one by one. Of what is not a file, words and domains are looked up, while devices and peers are tried. The result is the
-same as asking :func:`hauberk.policy.globs.matches` or :func:`hauberk.policy.objects.matches` for every rule, in the
-same order; thousands of questions to ten thousand rules become cheap.
+one by one. Of what is not a file, words, domains and networks are looked up, while devices are tried. The result
+is the same as asking :func:`hauberk.policy.globs.matches` or :func:`hauberk.policy.objects.matches` for every rule, in
+the same order; thousands of questions to ten thousand rules become cheap.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from typing import TYPE_CHECKING
 
 from hauberk.policy import globs, objects
-from hauberk.policy.rules import ObjectKind, Rule, SyscallMatch
+from hauberk.policy.rules import ObjectKind, Peer, PeerMatch, Rule, SyscallMatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,6 +38,8 @@ class RuleIndex:
         self._patterns: list[tuple[bytes, int]] = []
         self._words: dict[tuple[ObjectKind, str], list[int]] = {}
         self._tried: dict[ObjectKind, list[int]] = {}
+        self._networks: dict[int, dict[int, dict[int, list[int]]]] | None = None  # family, bits behind the prefix, it
+        self._anywhere: list[int] = []
         for number, rule in enumerate(self.rules):
             self._add(number, rule)
 
@@ -101,10 +103,33 @@ class RuleIndex:
             case objects.Call(name):
                 called = self._looked_up(ObjectKind.SYSCALL, (name,))
                 found = [number for number in called if objects.matches(self.rules[number], asked)]
+            case Peer():
+                found = [number for number in self._near(asked) if objects.matches(self.rules[number], asked)]
             case _:
-                kind = ObjectKind.DEVICE if isinstance(asked, objects.Device) else ObjectKind.PEER
-                found = [number for number in self._tried.get(kind, ()) if objects.matches(self.rules[number], asked)]
+                tried = self._tried.get(ObjectKind.DEVICE, ())
+                found = [number for number in tried if objects.matches(self.rules[number], asked)]
         return tuple(self.rules[number] for number in sorted(found))
+
+    def _near(self, peer: Peer) -> Iterable[int]:
+        """Give the rules about packets that name a network which holds the peer's address, or not only networks."""
+        from hauberk.policy import peers  # noqa: PLC0415 - few questions are about packets
+
+        if self._networks is None:
+            self._networks = {4: {}, 6: {}}
+            for number in self._tried.get(ObjectKind.PEER, ()):
+                match = self.rules[number].match
+                if isinstance(match, PeerMatch) and match.cidrs and not match.groups:
+                    for cidr in match.cidrs:
+                        family, first, length = peers.prefix(cidr)
+                        shift = peers.BITS[family] - length
+                        self._networks[family].setdefault(shift, {}).setdefault(first >> shift, []).append(number)
+                else:
+                    self._anywhere.append(number)
+        family, address = peers.address(peer.address)
+        near = set(self._anywhere)
+        for shift, prefixes in self._networks[family].items():
+            near.update(prefixes.get(address >> shift, ()))
+        return near
 
     def _looked_up(self, kind: ObjectKind, words: Iterable[str]) -> list[int]:
         return [number for word in words for number in self._words.get((kind, word), ())]

@@ -8,7 +8,8 @@ some path is named by. This module finds these sets: it walks the product of all
 ``..``), one byte at a time and only as far as the product goes. Equal states are visited once and bytes that no state
 tells apart are tried once; the walk is therefore complete, and its witnesses are the shortest there are.
 
-What holds for paths holds for names that expressions match, which any bytes may be (:func:`text_classes`).
+What holds for paths holds for names that expressions match, which any bytes may be (:func:`text_classes`), and for
+domain names (:func:`name_classes`).
 
 The number of states can grow exponentially for patterns made to do that. The walk then ends with an error instead of
 an incomplete answer. The kernel's limits of length (255 bytes a name, 4096 a path) are not looked at: a witness may be
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hauberk.errors import HauberkError
 from hauberk.policy import globs
+from hauberk.policy.peers import NAME_BYTES
 from hauberk.policy.rules import ObjectKind
 
 if TYPE_CHECKING:
@@ -35,8 +37,8 @@ MAXIMUM_STATES: Final = 200_000
 """Most states of the product that are visited; some seconds' worth."""
 
 _DOT: Final = ord(".")
-_START, _ROOT, _SLASH, _ONE_DOT, _TWO_DOTS, _NAME, _ANY_TEXT, _NONE = range(8)
-_ENDS: Final = frozenset((_ROOT, _NAME, _ANY_TEXT))
+_START, _ROOT, _SLASH, _ONE_DOT, _TWO_DOTS, _NAME, _ANY_TEXT, _BEFORE_LABEL, _LABEL, _NONE = range(10)
+_ENDS: Final = frozenset((_ROOT, _NAME, _ANY_TEXT, _LABEL))
 _FRIENDLY: Final = b"xabcdefghijklmnopqrstuvwyz0123456789_-ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _PREFERENCE: Final = (*_FRIENDLY, *(byte for byte in range(1, 256) if byte not in _FRIENDLY))
 """Bytes in the order in which a witness prefers them."""
@@ -148,6 +150,17 @@ def text_classes(nodes: Sequence[globs.Node]) -> dict[frozenset[int], str]:
     return _walk(machine, _ANY_TEXT, None)
 
 
+def name_classes(nodes: Sequence[globs.Node]) -> dict[frozenset[int], str]:
+    """Give each set of trees (by their numbers) that match some domain name exactly, with the shortest such name.
+
+    Names are in lower case and have no empty labels. Raises :class:`TooManyStatesError`.
+    """
+    machine = _Machine()
+    for number, node in enumerate(nodes):
+        machine.first |= machine.add(node, machine.end(number))
+    return _walk(machine, _BEFORE_LABEL, None)
+
+
 def _walk(machine: _Machine, form: int, relevant: Iterable[int] | None) -> dict[frozenset[int], str]:
     """Visit the product of a machine and of a form of texts, and collect what is accepted together."""
     useful = None if relevant is None else machine.leading_to(relevant)
@@ -187,9 +200,11 @@ def _moves(machine: _Machine, current: _State) -> Iterator[tuple[int, _State]]:
 
 
 def _form(form: int, byte: int) -> int:
-    """Follow the form of the paths that the kernel knows by one byte, or that of any text."""
+    """Follow the form of the paths that the kernel knows by one byte, that of domain names, or that of any text."""
     if form == _ANY_TEXT:
         return form
+    if form in {_BEFORE_LABEL, _LABEL}:
+        return _form_of_name(form, byte)
     if byte == globs.SLASH:
         return {_START: _ROOT, _NAME: _SLASH}.get(form, _NONE)
     if form == _START:
@@ -197,6 +212,12 @@ def _form(form: int, byte: int) -> int:
     if byte == _DOT:
         return {_ROOT: _ONE_DOT, _SLASH: _ONE_DOT, _ONE_DOT: _TWO_DOTS}.get(form, _NAME)
     return _NAME
+
+
+def _form_of_name(form: int, byte: int) -> int:
+    if byte == _DOT:
+        return _BEFORE_LABEL if form == _LABEL else _NONE
+    return _LABEL if byte in NAME_BYTES else _NONE
 
 
 def _bytes_to_try(reads: list[frozenset[int]], states: frozenset[int]) -> list[int]:

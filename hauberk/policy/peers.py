@@ -26,28 +26,30 @@ ICMP_OF = {4: "icmp", 6: "icmpv6"}
 BITS = {4: 32, 6: 128}
 """The length of an address of each family in bits."""
 _MAPPED = 0xFFFF  # ::ffff:0:0/96 without its last 32 bits
-_NAME_BYTES = frozenset((string.ascii_lowercase + string.digits + "-_").encode())
+NAME_BYTES = frozenset((string.ascii_lowercase + string.digits + "-_").encode())
+"""What labels of domain names are made of, in lower case."""
 
 
 def matches(match: PeerMatch, peer: Peer) -> bool:
     """Tell whether a rule is about the packets of this peer. Addresses of one family never match the other's."""
     return (
         not match.nothing
-        and (not match.interfaces or _on_interface(match, peer))
-        and ((not match.ports and not match.icmp) or _is_kind(match, peer))
+        and (not match.interfaces or on_interface(match, peer))
+        and ((not match.ports and not match.icmp) or is_kind(match, peer))
         and ((not match.cidrs and not match.groups) or _is_peer(match, peer))
     )
 
 
-def _on_interface(match: PeerMatch, peer: Peer) -> bool:
-    """Tell whether an interface is named, by its whole name or by its beginning."""
+def on_interface(match: PeerMatch, peer: Peer) -> bool:
+    """Tell whether a rule that names interfaces names this one, by its whole name or by its beginning."""
     name = peer.interface
     return bool(name) and any(
         name.startswith(one[:-1]) if one.endswith("*") else name == one for one in match.interfaces
     )
 
 
-def _is_kind(match: PeerMatch, peer: Peer) -> bool:
+def is_kind(match: PeerMatch, peer: Peer) -> bool:
+    """Tell whether a rule that names ports or types of ICMP names those of the packet."""
     first_of_all, last_of_all = (0, LAST_PORT) if peer.port is None else (peer.port, peer.port)
     return any(
         protocol == peer.protocol and first <= first_of_all and last_of_all <= last
@@ -82,8 +84,8 @@ def belongs(group: PeerGroup, peer: Peer) -> bool:
 def name_matches(pattern: str, name: str) -> bool:
     """Tell whether a domain name is one of those that a group's value names; both in lower case, without a last dot.
 
-    ``*`` stands for any part of one label, also for none of it; ``**.`` at the beginning for one label or more, and
-    ``*`` alone for every name.
+    ``*`` stands for any part of one label, also for none of it (but no label is empty); ``**.`` at the beginning for
+    one label or more, and ``*`` alone for every name.
     """
     if "*" not in pattern:
         return pattern == name
@@ -94,17 +96,22 @@ def name_matches(pattern: str, name: str) -> bool:
 @functools.lru_cache(maxsize=4096)
 def name_tree(pattern: str) -> globs.Node:
     """Give the names that a group's value names as a tree."""
-    several = globs.Repeat(_NAME_BYTES | frozenset(b"."), 1)
+    several = globs.Repeat(NAME_BYTES | frozenset(b"."), 1)
     if pattern == "*":
         return several
     parts: list[globs.Node] = []
     if pattern.startswith("**."):
         parts.append(several)
         pattern = pattern[2:]
-    pieces = pattern.split("*")
-    parts.append(globs.Literal(globs.to_bytes(pieces[0])))
-    for piece in pieces[1:]:
-        parts += (globs.Repeat(_NAME_BYTES, 0), globs.Literal(globs.to_bytes(piece)))
+    for number, label in enumerate(pattern.split(".")):
+        parts += [globs.Literal(b".")] * bool(number)
+        if label == "*":  # a name has no empty labels
+            parts.append(globs.Repeat(NAME_BYTES, 1))
+            continue
+        first, *others = label.split("*")
+        parts.append(globs.Literal(globs.to_bytes(first)))
+        for piece in others:
+            parts += (globs.Repeat(NAME_BYTES, 0), globs.Literal(globs.to_bytes(piece)))
     return globs.Sequence(tuple(parts))
 
 

@@ -221,12 +221,14 @@ class PeerSelector:
 
     def selects(self, labels: Mapping[str, str], namespace: str) -> bool:
         """Tell whether a workload is one of these peers. One whose namespace is not known is in ``default``."""
+        return self.selects_namespace(namespace) and all(asked.holds(labels) for asked in self.labels)
+
+    def selects_namespace(self, namespace: str) -> bool:
+        """Tell whether workloads of a namespace are meant; one that is not known is ``default``."""
         namespace = namespace or DEFAULT_NAMESPACE
         of_namespace = {NAMESPACE_NAME_LABEL: namespace}
-        return (
-            (self.namespaces is None or namespace in self.namespaces)
-            and all(asked.key == NAMESPACE_NAME_LABEL and asked.holds(of_namespace) for asked in self.namespace_labels)
-            and all(asked.holds(labels) for asked in self.labels)
+        return (self.namespaces is None or namespace in self.namespaces) and all(
+            asked.key == NAMESPACE_NAME_LABEL and asked.holds(of_namespace) for asked in self.namespace_labels
         )
 
     def __str__(self) -> str:

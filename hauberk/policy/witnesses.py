@@ -5,18 +5,18 @@ Rules tell apart only what they mention. Of each property of an object (a device
 therefore enough to try each value that some rule mentions, one that none does, and where rules mention ranges one
 value of each piece that their ends cut out. The texts are those of :mod:`hauberk.policy.objects`. There may be several
 for one set of rules; whoever asks them all has asked everything. :mod:`hauberk.policy.path_classes` does the same for
-files, where patterns overlap in less simple ways.
+files, where patterns overlap in less simple ways, and :mod:`hauberk.policy.peer_classes` for packets.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import itertools
 from typing import TYPE_CHECKING, Final
 
 from hauberk.errors import HauberkError
 from hauberk.policy import objects, vocabulary
 from hauberk.policy.path_classes import PathObject, path_classes
+from hauberk.policy.peer_classes import peer_classes
 from hauberk.policy.rules import (
     SOCKET_RANKS,
     DeviceMatch,
@@ -34,11 +34,7 @@ if TYPE_CHECKING:
 MAXIMUM_TEXTS: Final = 100_000
 """Most texts for one operation."""
 
-_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-_LAST_PORT: Final = 65535
 _LAST_BYTE: Final = 255
-_ALWAYS: Final = ("0.0.0.0/0", "::/0", "::ffff:0:0/96")
-"""Networks that are there without being mentioned: everything, and the part of IPv6 that means IPv4."""
 _UNNAMED: Final = "other"
 
 
@@ -78,7 +74,8 @@ def _texts(operation: Operation, rules: Sequence[Rule]) -> Iterator[str]:
         case Operation.ATTACH:
             yield from _devices([rule.match for rule in rules if isinstance(rule.match, DeviceMatch)])
         case _:
-            yield from _peers([rule.match for rule in rules if isinstance(rule.match, PeerMatch)])
+            matches = [rule.match for rule in rules if isinstance(rule.match, PeerMatch)]
+            yield from map(objects.peer_text, peer_classes(matches).values())
 
 
 def _sockets() -> Iterator[str]:
@@ -135,62 +132,6 @@ def _mentioned(values: Iterable[int | None], first: int) -> list[int]:
     mentioned = dict.fromkeys(value for value in values if value is not None)
     other = next((value for value in range(first, _LAST_BYTE + 1) if value not in mentioned), None)
     return [*mentioned, *(() if other is None else (other,))]
-
-
-def _peers(matches: list[PeerMatch]) -> Iterator[str]:
-    addresses = [*_addresses({cidr for match in matches for cidr in match.cidrs})]
-    ports = ["", *_ports([ports for match in matches for ports in match.ports])]
-    interfaces = [
-        "",
-        *(f" on {name}" for name in _interfaces({name for match in matches for name in match.interfaces})),
-    ]
-    yield from map("".join, itertools.product(addresses, ports, interfaces))
-
-
-def _addresses(cidrs: set[str]) -> Iterator[str]:
-    """Give for each network one address that lies in none of the networks within it, if there is one."""
-    networks = {ipaddress.ip_network(cidr) for cidr in (*cidrs, *_ALWAYS)}
-    for version in (4, 6):
-        ordered = sorted(
-            (network for network in networks if network.version == version),
-            key=lambda network: (int(network.network_address), network.prefixlen),
-        )
-        for index, network in enumerate(ordered):
-            candidate, last = int(network.network_address), int(network.broadcast_address)
-            for inner in ordered[index + 1 :]:
-                if int(inner.network_address) > candidate:
-                    break
-                candidate = max(candidate, int(inner.broadcast_address) + 1)
-            if candidate <= last:
-                yield str(_address(candidate, network))
-
-
-def _address(number: int, network: _Network) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    return ipaddress.IPv4Address(number) if network.version == 4 else ipaddress.IPv6Address(number)  # noqa: PLR2004
-
-
-def _ports(ranges: list[tuple[int, int, str]]) -> Iterator[str]:
-    """Give for each protocol one port of each piece that the ends of its ranges cut out."""
-    for protocol in ("tcp", "udp", "sctp"):
-        ends = {1}
-        for first, last, of in ranges:
-            if of == protocol:
-                ends |= {first, last + 1}
-        yield from (f" {protocol}/{port}" for port in sorted(ends) if port <= _LAST_PORT)
-
-
-def _interfaces(names: set[str]) -> Iterator[str]:
-    """Give each interface that is named, and for each beginning of names one that goes on as no other does."""
-    plain = {name.removesuffix("*") for name in names}
-    for name in sorted(plain):
-        if name:
-            yield name
-        following = {longer[len(name) : len(name) + 1] for longer in plain if longer.startswith(name)}
-        yield name + next(character for character in _CHARACTERS if character not in following)
-
-
-_CHARACTERS: Final = ("x", *map(str, range(10)), *map(chr, range(0x3B1, 0x10000)))
-"""More characters than a policy can name interfaces."""
 
 
 def _other(mentioned: Iterable[str]) -> str:

@@ -24,6 +24,7 @@ from hauberk.policy.selectors import HOST_NAME_LABELS, Scope, WorkloadIdentity
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from hauberk.policy.rules import LabelRequirement
     from hauberk.policy.selectors import Selector
 
 MAXIMUM_CLASSES: Final = 20_000
@@ -126,7 +127,7 @@ def _namespaces(subjects: Sequence[Subject], numbers: list[int]) -> list[_Value]
         own = () if selector.cluster else (namespace or DEFAULT_NAMESPACE,)
         mentioned |= dict.fromkeys((*own, *selector.namespaces, *selector.excluded_namespaces))
     values = []
-    for namespace in (*mentioned, _other(mentioned)):
+    for namespace in (*mentioned, another(mentioned)):
         workload = WorkloadIdentity(namespace=namespace)
         excluded = frozenset(
             number
@@ -192,6 +193,7 @@ def _labels(subjects: Sequence[Subject], numbers: list[int], *, host: bool) -> I
     required: dict[str, dict[str, set[int]]] = {}
     within: dict[str, dict[str, set[int]]] = {}
     without: dict[str, dict[str, set[int]]] = {}
+    asking: dict[str, list[tuple[LabelRequirement, int]]] = {}
     for number in numbers:
         selector = subjects[number].selector
         for key, value in selector.labels:
@@ -200,25 +202,36 @@ def _labels(subjects: Sequence[Subject], numbers: list[int], *, host: bool) -> I
             for pair in pairs:
                 key, _, value = pair.partition("=")
                 table.setdefault(key, {}).setdefault(value, set()).add(number)
-    for key in dict.fromkeys((*required, *within, *without)):
+        for requirement in selector.requirements:
+            asking.setdefault(requirement.key, []).append((requirement, number))
+    for key in dict.fromkeys((*required, *within, *without, *asking)):
         demanding = required.get(key, {})
         everybody = frozenset().union(*demanding.values())
-        without_it = _Value(WorkloadIdentity(host=host), everybody, frozenset())
         mentioned = dict.fromkeys((*demanding, *within.get(key, ()), *without.get(key, ())))
+        mentioned |= dict.fromkeys(value for requirement, _ in asking.get(key, ()) for value in requirement.values)
+        # a value that nobody mentions differs from no label where somebody asks whether there is one
+        others = (another(mentioned),) if key in asking else ()
         yield [
-            without_it,
+            _Value(WorkloadIdentity(host=host), everybody | _refused(asking.get(key, ()), {}), frozenset()),
             *(
                 _Value(
                     WorkloadIdentity(labels={key: value}),
-                    (everybody - demanding.get(value, set())) | without.get(key, {}).get(value, set()),
+                    (everybody - demanding.get(value, set()))
+                    | without.get(key, {}).get(value, set())
+                    | _refused(asking.get(key, ()), {key: value}),
                     frozenset(within.get(key, {}).get(value, ())),
                 )
-                for value in mentioned
+                for value in (*mentioned, *others)
             ),
         ]
 
 
-def _other(mentioned: Iterable[str]) -> str:
+def _refused(asking: Iterable[tuple[LabelRequirement, int]], labels: dict[str, str]) -> frozenset[int]:
+    """Give whom a requirement excludes where these are all labels it can be about."""
+    return frozenset(number for requirement, number in asking if not requirement.holds(labels))
+
+
+def another(mentioned: Iterable[str]) -> str:
     """Give a name that is not mentioned."""
     taken = set(mentioned)
     name = "other"

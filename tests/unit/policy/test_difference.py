@@ -15,16 +15,20 @@ from hauberk.policy.difference import Change, Side, compare
 from hauberk.policy.explain import Explainer, Question
 from hauberk.policy.path_classes import TooManyStatesError
 from hauberk.policy.rules import (
+    PACKET_SECTIONS,
     PATH_KINDS,
     SECTION_OF,
     Action,
     Circumstances,
     DeviceMatch,
+    LabelRequirement,
     ObjectKind,
     Operation,
     Origin,
     Peer,
+    PeerGroup,
     PeerMatch,
+    PeerSelector,
     Rule,
     RuleSet,
     Section,
@@ -93,6 +97,23 @@ def matched(
     return st.one_of([other(section, kind, "", match) for match in matches])
 
 
+def grouped(*groups: PeerGroup) -> st.SearchStrategy[Rule]:
+    return st.builds(
+        Rule,
+        section=st.just(Section.EGRESS),
+        kind=st.just(ObjectKind.PEER),
+        value=st.just(""),
+        action=actions,
+        origin=st.just(Origin("p", "f")),
+        default_deny=st.sampled_from((None, None, True, False)),
+        match=st.builds(
+            PeerMatch,
+            st.sampled_from(((), ("10.1.0.0/16",))),
+            groups=st.lists(st.sampled_from(groups), min_size=1, max_size=2, unique=True).map(tuple),
+        ),
+    )
+
+
 rules = st.one_of(
     path_rules(),
     path_rules(),
@@ -114,6 +135,22 @@ rules = st.one_of(
         PeerMatch(("10.0.0.0/8",), (), ((80, 90, "tcp"),)),
         PeerMatch(("10.1.0.0/16", "fd00::/8"), ("eth*",)),
         PeerMatch((), (), ((80, 80, "tcp"),), (1024, 60, "pod")),
+        PeerMatch(("10.0.0.0/8", "::/0"), exceptions=("10.1.0.0/16", "fd00::/8")),
+        PeerMatch(icmp=((4, 8), (6, None))),
+        PeerMatch(ports=((0, 65535, "udp"), (0, 65535, "vrrp"))),
+        PeerMatch(nothing=True),
+    ),
+    grouped(PeerGroup("name", "*.example.com"), PeerGroup("name", "www.example.com"), PeerGroup("name", "www.*")),
+    grouped(PeerGroup("entity", "world"), PeerGroup("entity", "cluster"), PeerGroup("entity", "host")),
+    grouped(
+        PeerGroup.of_workloads(PeerSelector((LabelRequirement("app", "In", ("web", "db")),))),
+        PeerGroup.of_workloads(PeerSelector((LabelRequirement("app", "NotIn", ("web",)),), ("default", "shop"))),
+        PeerGroup.of_workloads(PeerSelector((LabelRequirement("tier", "Exists"),), ("shop",))),
+        PeerGroup.of_workloads(PeerSelector((LabelRequirement("tier", "DoesNotExist"),))),
+        PeerGroup.of_workloads(
+            PeerSelector(namespace_labels=(LabelRequirement("kubernetes.io/metadata.name", "NotIn", ("shop",)),))
+        ),
+        PeerGroup.of_workloads(PeerSelector(namespace_labels=(LabelRequirement("team", "DoesNotExist"),))),
     ),
 )
 selectors = st.sampled_from(
@@ -121,6 +158,8 @@ selectors = st.sampled_from(
         Selector(labels=(("app", "web"),)),
         Selector(labels=(("app", "db"),)),
         Selector(container_name="web.*"),
+        Selector(requirements=(LabelRequirement("app", "Exists"), LabelRequirement("app", "NotIn", ("db",)))),
+        Selector(requirements=(LabelRequirement("app", "DoesNotExist"),)),
         Selector(scope=Scope.HOST),
     )
 )
@@ -164,6 +203,7 @@ workloads = st.sampled_from(
         WorkloadIdentity(labels={"app": "db"}, namespace="default"),
         WorkloadIdentity(labels={"app": "db"}, namespace="else"),
         WorkloadIdentity(container_name="website"),
+        WorkloadIdentity(labels={"app": "else"}),
         WorkloadIdentity(host=True),
         WorkloadIdentity(),
     )
@@ -190,6 +230,13 @@ things = st.one_of(
             (Operation.SEND, "10.1.2.3 tcp/80 on eth1"),
             (Operation.SEND, "10.2.3.4 tcp/85"),
             (Operation.SEND, "fd00::7"),
+            (Operation.SEND, "fd00::7 icmpv6/128 labels tier=x namespace shop"),
+            (Operation.SEND, "10.1.2.3 icmp/8 name www.example.com,www.example.org"),
+            (Operation.SEND, "10.1.2.3 vrrp entity world,cluster,host name a.example.com labels app=x"),
+            (Operation.SEND, "10.1.2.3 udp/53 labels app=web"),
+            (Operation.SEND, "11.0.0.1 labels app=db,tier=x namespace shop"),
+            (Operation.SEND, "11.0.0.1 tcp/80 namespace else"),
+            (Operation.SEND, "10.0.0.1 tcp/80 on lo"),
             (Operation.RECEIVE, "10.1.2.3"),
         )
     ),
@@ -256,7 +303,21 @@ def contains(change: Change, sides: tuple[Side, Side], workload: WorkloadIdentit
     of_workload = [[rules_of(side, example) for side in sides] for example in change.workloads]
     if any(covered) and rule_sets not in of_workload:
         return False
+    if SECTION_OF[question.operation] in PACKET_SECTIONS:
+        return change.question.operation is question.operation and (
+            decisions(sides, workload, change.question) == decisions(sides, workload, question)
+        )
     return profile(rule_sets, change.question) == profile(rule_sets, question)
+
+
+def decisions(sides: tuple[Side, Side], workload: WorkloadIdentity, question: Question) -> list[object]:
+    """Give what each side says of packets, and by which rule: many rules may be about one, and one decides."""
+    found: list[object] = []
+    for side in sides:
+        rule_set = rules_of(side, workload)
+        decision = None if rule_set is None else Explainer(rule_set).ask(question).decision
+        found.append(side.default if decision is None else (decision.verdict, decision.rule))
+    return found
 
 
 def said(question: Question) -> list[Question]:

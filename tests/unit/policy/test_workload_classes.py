@@ -8,18 +8,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hauberk.policy import workload_classes
+from hauberk.policy.rules import LabelRequirement
 from hauberk.policy.selectors import Scope, Selector, WorkloadIdentity
 from hauberk.policy.workload_classes import Subject, TooManyWorkloadsError
 
-KEYS, VALUES = ("app", "tier"), ("a", "b", "")
+KEYS, VALUES = ("app", "tier"), ("a", "b", "", "other")
 HOSTNAME = "kubearmor.io/hostname"
 NAMES = ("", "web", "web-1", "db", "x", "other")
 NAMESPACES = ("", "default", "shop", "other", "third")
 
 pairs = st.tuples(st.sampled_from(KEYS), st.sampled_from(VALUES))
 texts = st.lists(pairs.map("=".join), max_size=2, unique=True).map(tuple)
-labels = st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES), max_size=2)
+labels = st.dictionaries(st.sampled_from(KEYS), st.sampled_from((*VALUES, "unheard of")), max_size=2)
 namespaces = st.lists(st.sampled_from(NAMESPACES[1:]), max_size=2, unique=True).map(tuple)
+requirements = st.lists(
+    st.builds(
+        LabelRequirement,
+        st.sampled_from(KEYS),
+        st.sampled_from(("In", "NotIn", "Exists", "DoesNotExist")),
+        st.lists(st.sampled_from(VALUES), max_size=2, unique=True).map(tuple),
+    ),
+    max_size=2,
+).map(tuple)
 of_containers = st.builds(
     Selector,
     labels=labels.map(lambda found: tuple(found.items())),
@@ -29,6 +39,7 @@ of_containers = st.builds(
     cluster=st.booleans(),
     namespaces=namespaces,
     excluded_namespaces=namespaces,
+    requirements=requirements,
 )
 of_hosts = st.builds(
     Selector,
