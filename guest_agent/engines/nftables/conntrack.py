@@ -47,6 +47,8 @@ _DIAG_BY_FAMILY, _DIAG_DESTROY = 20, 21
 _DIAG_CGROUP: Final = 21
 _DIAG_REQUEST: Final = struct.Struct("=BBBxI")
 _DIAG_HEADER: Final = 72
+_DIAG_IDENTITY_END: Final = 52
+_LISTEN: Final = 10
 _DIAG_PORTS: Final = struct.Struct(">HH")
 _NO_COOKIE: Final = b"\xff" * 8
 _ALL_STATES: Final = 0xFFFF_FFFF
@@ -57,6 +59,7 @@ _RTA_DESTINATION, _RTA_INTERFACE = 1, 4
 _MULTICAST_4, _MULTICAST_6 = 0xE0, 0xFF
 _LOOPBACK_4: Final = 127
 _IPV4_BYTES: Final = 4
+_IPV6_BYTES: Final = 16
 _MAPPED: Final = b"\0" * 10 + b"\xff\xff"
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 
@@ -224,15 +227,18 @@ def _take_socket(found: Sockets, protocol: int, payload: bytes) -> None:
     if _DIAG_CGROUP not in read:
         return
     cgroup = int.from_bytes(read[_DIAG_CGROUP], sys.byteorder)
-    port, peer_port = _DIAG_PORTS.unpack_from(payload, 4)
-    local, peer = payload[8:24], payload[24:40]
-    if payload[0] == socket.AF_INET:
-        local, peer = local[:4], peer[:4]
-    local, peer = _plain(local), _plain(peer)
+    local, port, peer, peer_port = _ends(payload)
     if peer_port:
         found.connected[protocol, local, port, peer, peer_port].add(cgroup)
     else:
         found.bound[protocol, local, port].add(cgroup)
+
+
+def _ends(payload: bytes) -> tuple[bytes, int, bytes, int]:
+    """Give the addresses and ports of a socket's two ends."""
+    port, peer_port = _DIAG_PORTS.unpack_from(payload, 4)
+    width = _IPV4_BYTES if payload[0] == socket.AF_INET else _IPV6_BYTES
+    return _plain(payload[8 : 8 + width]), port, _plain(payload[24 : 24 + width]), peer_port
 
 
 def _plain(address: bytes) -> bytes:
@@ -241,12 +247,19 @@ def _plain(address: bytes) -> bytes:
 
 
 def close_socket(channel: NetlinkSocket, family: int, local: tuple[bytes, int], peer: tuple[bytes, int]) -> None:
-    """Reset a TCP connection from its local end. None there, or a kernel that cannot: no error. Raises OSError."""
+    """Reset a TCP connection from its local end. None there, or a kernel that cannot: no error. Raises OSError.
+
+    The kernel's look-up gives whoever listens where there is no connection, and would close that: so it is asked
+    first, and then told to close exactly the socket that it named.
+    """
     ends = _DIAG_PORTS.pack(local[1], peer[1]) + local[0].ljust(16, b"\0") + peer[0].ljust(16, b"\0")
-    kind = _FAMILIES[family]
-    request = _DIAG_REQUEST.pack(kind, _TCP, 0, _ALL_STATES) + ends + b"\0" * 4 + _NO_COOKIE
+    header = _DIAG_REQUEST.pack(_FAMILIES[family], _TCP, 0, _ALL_STATES)
     try:
-        channel.ask(Message(_DIAG_DESTROY, request))
+        for answer in channel.ask(Message(_DIAG_BY_FAMILY, header + ends + b"\0" * 4 + _NO_COOKIE)):
+            found = answer.payload
+            if found[1] != _LISTEN and _ends(found) == (*local, *peer):
+                named = found[4:_DIAG_IDENTITY_END]
+                channel.ask(Message(_DIAG_DESTROY, _DIAG_REQUEST.pack(found[0], _TCP, 0, _ALL_STATES) + named))
     except NetlinkError as error:
         if error.errno not in {errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL}:
             raise

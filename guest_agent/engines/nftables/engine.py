@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import select
 import threading
@@ -116,7 +117,7 @@ class NftablesEngine:
 
     def apply(self, namespace: Namespace, desired: Desired) -> Applied:
         """Put in force what is desired of a namespace; see the port."""
-        with self._using(namespace) as held:
+        with self._using(namespace) as held, _uncollected():
             now = time.monotonic()
             times = dict.fromkeys(desired.groups, now)
             self._listen(held, desired)
@@ -129,7 +130,7 @@ class NftablesEngine:
 
     def set_members(self, namespace: Namespace, group: PeerGroup, members: GroupMembers) -> None:
         """Make these the members of a group; see the port."""
-        with self._using(namespace) as held:
+        with self._using(namespace) as held, _uncollected():
             before = held.in_force
             if before is None:
                 message = (
@@ -381,9 +382,9 @@ class NftablesEngine:
             for name, one in ruleset.sets.items():
                 if one.timeout:
                     present = kernel.read_set(held.channel, name, before.structure.sets[name].definition)
-                    steps += engine_reconcile.members(
-                        present, encode(one, one.elements, _milliseconds(one.timeouts)), name
-                    )
+                    wanted = encode(one, one.elements, _milliseconds(one.timeouts))
+                    sums[name] = kernel.element_sum(encoded for encoded, time in wanted.items() if not time)
+                    steps += engine_reconcile.members(present, wanted, name)
             held.channel.commit([step.message for step in steps])
         except (OSError, MalformedError, KeyError):
             return None  # the table is not what it was; reading all of it tells
@@ -486,6 +487,18 @@ class NftablesEngine:
         held.uncut = False
         self._counts["flows_cut"] += cut
         return cut
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector from going through tens of thousands of new objects again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _open(namespace: Namespace) -> _Held:

@@ -285,6 +285,11 @@ def _elements(kind: int, name: str, elements: Mapping[bytes, int], flags: int) -
     ]
 
 
+def _time(encoded: bytes, time: int) -> bytes:
+    """Encode the time of an element; the kernel keeps that of an interval with its start alone."""
+    return u64(_TIMEOUT, time) if time and not _is_end(encoded) else b""
+
+
 def _in_order(elements: Mapping[bytes, int]) -> Iterable[tuple[bytes, int]]:
     """Give elements in an order that the kernel takes: of plain intervals each start, then its end.
 

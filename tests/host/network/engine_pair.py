@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from guest_agent.engines.network_port import Attachment, NameAnswer, NetworkEngine, NetworkEvent
+    from hauberk.policy.rules import PeerGroup
 
 LONG: Final = 20.0
 SHORT: Final = 0.4
@@ -236,17 +237,21 @@ class Flow:
 # ---- rules -----------------------------------------------------------------------------------------------------------
 
 
-def rule(
+def rule(  # noqa: PLR0913 - the parts of a rule
     section: Section,
     action: Action,
     *cidrs: str,
     ports: Iterable[tuple[int, int, str]] = (),
     policy: str = "p",
-    **match: object,
+    exceptions: tuple[str, ...] = (),
+    interfaces: tuple[str, ...] = (),
+    icmp: tuple[tuple[int, int | None], ...] = (),
+    groups: tuple[PeerGroup, ...] = (),
+    quota: tuple[int, int, str] | None = None,
 ) -> Rule:
     """Make a rule about packets."""
-    found = PeerMatch(cidrs=cidrs, ports=tuple(ports), **match)  # type: ignore[arg-type] - as the test says
-    return Rule(section, ObjectKind.PEER, ",".join(cidrs) or "any", action, Origin(policy, "spec"), match=found)
+    match = PeerMatch(cidrs, interfaces, tuple(ports), quota, exceptions, icmp, groups)
+    return Rule(section, ObjectKind.PEER, ",".join(cidrs) or "any", action, Origin(policy, "spec"), match=match)
 
 
 def tcp(*ports: int) -> tuple[tuple[int, int, str], ...]:

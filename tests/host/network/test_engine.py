@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The nftables engine on a real kernel: what is desired holds for real packets, with the machine's nft and a current one."""
+"""The nftables engine on a real kernel: what is desired holds for real packets, by the machine's nft and a newer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -261,6 +262,20 @@ def test_the_time_of_a_member_is_renewed(program: str | None, engine: NftablesEn
     assert engine.verify() == []
 
 
+def test_the_digest_follows_the_members_of_a_group(engine: NftablesEngine, pair: Pair) -> None:
+    world = PeerGroup("entity", "world")
+    wanted = desired(rule(EGRESS, BLOCK, groups=(world,)))
+    for members in ((("203.0.113.0/24", None), ("2001:db8::/32", None)), ((f"{THERE[4]}/32", None),), ()):
+        applied = engine.apply(pair.here.namespace, replace(wanted, groups={world: members}))
+        assert applied.digest == engine.held(pair.here.namespace), members
+    engine.set_members(pair.here.namespace, world, ((f"{THERE[4]}/32", 100), (f"{SECOND[4]}/32", None)))
+    assert pair.no_tcp_out(80)
+    assert engine.verify() == []
+    again = engine.apply(pair.here.namespace, replace(wanted, groups={world: ((f"{SECOND[4]}/32", None),)}))
+    assert again.digest == engine.held(pair.here.namespace)
+    pair.tcp_out(80)
+
+
 def test_members_where_nothing_holds_are_refused(engine: NftablesEngine, pair: Pair) -> None:
     with pytest.raises(EngineError, match="apply them first"):
         engine.set_members(pair.here.namespace, PeerGroup("name", "www.example.com"), ())
@@ -313,13 +328,13 @@ def test_a_path_that_leads_elsewhere_by_now_is_refused(engine: NftablesEngine, p
 
 
 def test_the_agents_own_threads_stay_where_they_are(engine: NftablesEngine, pair: Pair) -> None:
-    before = os.readlink("/proc/thread-self/ns/net")
+    before = os.readlink("/proc/thread-self/ns/net")  # noqa: PTH115 - no file of this name
     engine.apply(pair.here.namespace, desired(rule(EGRESS, BLOCK)))
     engine.verify()
     list(engine.drain())
     while len(os.listdir("/proc/self/task")) > threading.active_count():  # noqa: PTH208
         pass  # a thread that was joined is still being taken down
-    tasks = {os.readlink(f"/proc/self/task/{task}/ns/net") for task in os.listdir("/proc/self/task")}  # noqa: PTH208
+    tasks = {str(link.readlink()) for link in Path("/proc/self/task").glob("*/ns/net")}
     assert tasks == {before}
 
 

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flows that are forbidden now end; all others live on, and nothing has to connect again."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+
+from guest_agent.engines.network_port import Cgroup, Desired, Endpoint, Interface
+from guest_agent.engines.nftables.engine import NftablesEngine
+from hauberk.policy.rules import Action, RuleSet
+
+from .engine_pair import (
+    EGRESS,
+    HERE,
+    INGRESS,
+    LONG,
+    LOUD,
+    SECOND,
+    SHORT,
+    THERE,
+    Pair,
+    Place,
+    cgroup,
+    desired,
+    listen_inside,
+    rule,
+    run,
+    tcp,
+    udp,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ALLOW, BLOCK = Action.ALLOW, Action.BLOCK
+TRACKED = desired(rule(EGRESS, BLOCK, "192.0.2.1/32"), rule(INGRESS, BLOCK, "192.0.2.1/32"))
+"""Rules that nothing here is about, so that connections are tracked."""
+
+
+@pytest.fixture
+def engine() -> Iterator[NftablesEngine]:
+    with contextlib.closing(NftablesEngine()) as made:
+        yield made
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    with Pair() as made:
+        yield made
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_connection_out_that_is_forbidden_now_ends(engine: NftablesEngine, pair: Pair, family: int) -> None:
+    engine.apply(pair.here.namespace, TRACKED)
+    ends, stays = pair.tcp_out(80, family), pair.tcp_out(81, family)
+    applied = engine.apply(pair.here.namespace, desired(rule(EGRESS, BLOCK, ports=tcp(80))))
+    assert applied.flows_cut == 1
+    assert not ends.lives()
+    assert stays.works()
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_connection_in_ends_even_when_the_server_speaks_first(
+    engine: NftablesEngine, pair: Pair, family: int
+) -> None:
+    engine.apply(pair.here.namespace, TRACKED)
+    ends, stays = pair.tcp_in(80, family), pair.tcp_in(81, family)
+    engine.apply(pair.here.namespace, desired(rule(INGRESS, BLOCK, ports=tcp(80))))
+    with contextlib.suppress(OSError):
+        ends.server.send(b"going on from this side")
+    assert not ends.lives()
+    assert stays.works()
+
+
+def test_the_direction_is_that_of_the_first_packet(engine: NftablesEngine, pair: Pair) -> None:
+    engine.apply(pair.here.namespace, TRACKED)
+    out, into = pair.tcp_out(80), pair.tcp_in(80)
+    applied = engine.apply(pair.here.namespace, desired(rule(INGRESS, BLOCK)))
+    assert applied.flows_cut == 1
+    assert out.works()
+    assert not into.lives()
+
+
+def test_what_is_allowed_now_needs_no_new_connection(engine: NftablesEngine, pair: Pair) -> None:
+    engine.apply(pair.here.namespace, desired(rule(EGRESS, ALLOW, ports=tcp(80))))
+    flow = pair.tcp_out(80)
+    for wanted in (
+        desired(rule(EGRESS, ALLOW, f"{THERE[4]}/32", ports=tcp(80))),
+        desired(rule(EGRESS, ALLOW, "10.9.0.0/16"), rule(INGRESS, BLOCK)),
+        desired(),
+    ):
+        assert engine.apply(pair.here.namespace, wanted).flows_cut == 0
+        assert flow.works()
+
+
+def test_a_flow_of_datagrams_ends(engine: NftablesEngine, pair: Pair) -> None:
+    engine.apply(pair.here.namespace, TRACKED)
+    with pair.here.socket(socket.SOCK_DGRAM) as here, pair.there.socket(socket.SOCK_DGRAM) as there:
+        there.bind((THERE[4], 53))
+        there.settimeout(LONG)
+        here.sendto(b"question", (THERE[4], 53))
+        _, asker = there.recvfrom(100)
+        there.sendto(b"answer", asker)
+        here.settimeout(LONG)
+        assert here.recv(100) == b"answer"
+        engine.apply(pair.here.namespace, desired(rule(EGRESS, BLOCK, ports=udp(53)), rule(INGRESS, BLOCK)))
+        with pytest.raises(PermissionError):
+            here.sendto(b"question", (THERE[4], 53))
+        here.settimeout(SHORT)
+        there.sendto(b"answer", asker)
+        with pytest.raises(TimeoutError):
+            here.recv(100)
+
+
+def test_a_server_goes_on_listening_when_its_clients_are_cut(engine: NftablesEngine, pair: Pair) -> None:
+    engine.apply(pair.here.namespace, TRACKED)
+    with pair.here.socket(socket.SOCK_STREAM) as listener:
+        listener.bind((HERE[4], 80))
+        listener.listen()
+        listener.settimeout(LONG)
+        for _ in range(3):
+            with pair.there.socket(socket.SOCK_STREAM) as client:
+                client.connect((HERE[4], 80))
+                listener.accept()[0].close()
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        forbidden = desired(rule(INGRESS, BLOCK, f"{THERE[4]}/32", ports=tcp(80)))
+        assert engine.apply(pair.here.namespace, forbidden).flows_cut == 3
+        engine.apply(pair.here.namespace, desired())
+        with pair.there.socket(socket.SOCK_STREAM) as client:
+            client.settimeout(LONG)
+            client.connect((HERE[4], 80))
+            listener.accept()[0].close()
+
+
+def test_of_containers_that_share_a_namespace_only_the_one_meant_is_cut(engine: NftablesEngine, pair: Pair) -> None:
+    with cgroup("one") as one, contextlib.ExitStack() as stack:
+        identifier = one.stat().st_ino
+        harmless = RuleSet((rule(INGRESS, BLOCK, "192.0.2.1/32"),))
+        engine.apply(pair.here.namespace, Desired((Endpoint(5, (harmless,), Cgroup(identifier, 2)),), LOUD))
+        clients = []
+        for path, port in ((one, 80), (one.parent, 81)):
+            process = stack.enter_context(listen_inside(pair.here, path, HERE[4], port))
+            assert process.said == "listening"
+            client = stack.enter_context(pair.there.socket(socket.SOCK_STREAM))
+            client.settimeout(LONG)
+            client.connect((HERE[4], port))
+            assert client.recv(10) == b"hello"
+            clients.append(client)
+        forbidden = RuleSet((rule(INGRESS, BLOCK),))
+        applied = engine.apply(pair.here.namespace, Desired((Endpoint(5, (forbidden,), Cgroup(identifier, 2)),), LOUD))
+        assert applied.flows_cut == 1
+        with pytest.raises(ConnectionResetError):
+            clients[0].recv(10)
+        clients[1].settimeout(SHORT)
+        with pytest.raises(TimeoutError):
+            clients[1].recv(10)
+
+
+def test_a_flow_through_the_machine_is_cut_by_its_interface(engine: NftablesEngine) -> None:
+    """A workload seen from outside, by the host's end of its virtual Ethernet pair."""
+    with Pair() as pair, contextlib.closing(Place()) as workload:
+        middle = pair.here
+        run("nsenter", f"--net={middle.path}", "ip", "link", "add", "veth7", "type", "veth", "peer", "name", "eth0",
+            "netns", str(workload.pid))  # fmt: skip
+        middle.run("ip", "-batch", "-", given="link set veth7 up\naddr add 10.8.0.1/24 dev veth7\n")
+        middle.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+        workload.run(
+            "ip",
+            "-batch",
+            "-",
+            given="link set eth0 up\naddr add 10.8.0.2/24 dev eth0\nroute add default via 10.8.0.1\n",
+        )
+        pair.there.run("ip", "route", "add", "10.8.0.0/24", "via", HERE[4])
+        harmless = RuleSet((rule(EGRESS, BLOCK, "192.0.2.1/32"),))
+        engine.apply(middle.namespace, Desired((Endpoint(9, (harmless,), Interface("veth7")),), LOUD))
+        flows = []
+        for address in (THERE[4], SECOND[4]):
+            listener, client = pair.there.socket(socket.SOCK_STREAM), workload.socket(socket.SOCK_STREAM)
+            with listener:
+                listener.bind((address, 80))
+                listener.listen()
+                client.settimeout(LONG)
+                client.connect((address, 80))
+                flows.append((client, listener.accept()[0]))
+        forbidden = RuleSet((rule(EGRESS, BLOCK, f"{THERE[4]}/32"),))
+        applied = engine.apply(middle.namespace, Desired((Endpoint(9, (forbidden,), Interface("veth7")),), LOUD))
+        assert applied.flows_cut == 1
+        for number, (client, server) in enumerate(flows):
+            client.send(b"more")
+            server.settimeout(LONG if number else SHORT)
+            if number:
+                assert server.recv(10) == b"more"
+            else:
+                with pytest.raises(TimeoutError):
+                    server.recv(10)
+            client.close()
+            server.close()
