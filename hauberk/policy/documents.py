@@ -28,7 +28,7 @@ MAXIMUM_BYTES = 16 * 1024 * 1024
 """Largest policy file in bytes."""
 MAXIMUM_VALUES = 1_000_000
 """Most values in one file, each use of an alias counted in full. Reading that many takes some 250 MiB."""
-MAXIMUM_DOCUMENT_VALUES = 400_000
+MAXIMUM_DOCUMENT_VALUES = 600_000
 """Most values in one document: enough for the longest list of networks that an entry may have."""
 MAXIMUM_DEPTH = 64
 """Deepest nesting of mappings and lists; policies need about ten."""

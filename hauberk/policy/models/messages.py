@@ -58,12 +58,15 @@ _NOT_HERE: dict[str, tuple[str, str]] = {
     "cidrGroupSelector": ("groups of networks that a cluster holds", "Write their networks, each as cidr"),
     "authentication": ("authentication of peers, which nothing here does", "Remove it, if the peers may go without"),
     "nodeSelector": ("nodes, which a policy of a namespace is not for", "Write a CiliumClusterwideNetworkPolicy"),
+}
+"""What Cilium's language has and policies here cannot: what it is, and what to do."""
+_NOT_DENIED = {
     "rules": ("the content of connections in a rule that denies", "Remove it to deny the ports as a whole"),
     "listener": ("a listener in a rule that denies", "Remove it to deny the ports as a whole"),
     "serverNames": ("the content of connections in a rule that denies", "Remove it to deny the ports as a whole"),
     "toFQDNs": ("names in a rule that denies", "Write the addresses: those of a name are never all known"),
 }
-"""What Cilium's language has and policies here cannot: what it is, and what to do."""
+"""What rules that allow can say and those that deny cannot."""
 
 
 def problem_at(  # noqa: PLR0913 - the parts of one sentence
@@ -124,9 +127,11 @@ def _unknown_field(document: Document, model: type[BaseModel], path: FieldPath) 
     name = str(path[-1])
     known = [field for field in fields_at(model, path[:-1]) if field not in _SERVER_FIELDS]
     expected = f"one of {', '.join(known)}"
-    if model.__name__.startswith("Cilium") and path[0] in ("spec", "specs") and name in _NOT_HERE:
-        found, advice = _NOT_HERE[name]
-        return problem_at(document, path, found, expected, advice, of_key=True)
+    if model.__name__.startswith("Cilium") and path[0] in ("spec", "specs"):
+        denies = any(str(part).endswith("Deny") for part in path[:-1])
+        found, advice = (_NOT_HERE | (_NOT_DENIED if denies else {})).get(name, ("", ""))
+        if found:
+            return problem_at(document, path, found, expected, advice, of_key=True)
     advice = _advice(model, path, name) or suggestion(name, known) or "Remove it"
     return problem_at(document, path, f"the unknown field '{printable(name)}'", expected, advice, of_key=True)
 

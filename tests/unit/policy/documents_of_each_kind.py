@@ -261,4 +261,211 @@ spec:
       action: Audit
 """
 
-ALL = (CONTAINER, HOST, CLUSTER, NETWORK, QUOTA)
+CILIUM = """\
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata:
+  name: endpoints
+  namespace: shop
+spec:
+  endpointSelector:
+    matchLabels:
+      k8s:app: web
+    matchExpressions:
+      - key: tier
+        operator: NotIn
+        values: [test]
+      - key: any:canary
+        operator: DoesNotExist
+  description: the shop
+  labels:
+    - key: team
+      value: a
+      source: k8s
+  log:
+    value: shop
+  enableDefaultDeny:
+    ingress: true
+    egress: false
+  ingress:
+    - fromCIDRSet:
+        - cidr: 10.0.0.0/8
+          except: [10.96.0.0/12]
+        - cidr: fd00::/8
+      toPorts:
+        - ports:
+            - port: "443"
+              protocol: TCP
+            - port: "8000"
+              endPort: 8080
+              protocol: SCTP
+            - port: "0"
+              protocol: UDP
+            - port: "9000"
+    - fromEndpoints:
+        - {}
+        - matchLabels:
+            k8s:io.kubernetes.pod.namespace: monitoring
+          matchExpressions:
+            - key: container:role
+              operator: Exists
+        - matchLabels:
+            reserved:health: ""
+    - fromEntities: [world, cluster]
+      icmps:
+        - fields:
+            - type: 8
+            - type: EchoRequest
+              family: IPv6
+  ingressDeny:
+    - fromCIDR: [203.0.113.0/24, 198.51.100.7]
+  egress:
+    - toFQDNs:
+        - matchName: api.example.com
+        - matchPattern: "*.cdn.example.com"
+      toPorts:
+        - ports:
+            - port: "53"
+              protocol: ANY
+          rules:
+            dns:
+              - matchPattern: "*"
+    - toEntities: [all]
+    - toCIDR: [192.0.2.0/24]
+    - toEndpoints:
+        - matchLabels:
+            app: database
+  egressDeny:
+    - toCIDRSet:
+        - cidr: 169.254.0.0/16
+          except: [169.254.20.10/32]
+      toPorts:
+        - ports:
+            - port: "80"
+              protocol: TCP
+    - toEntities: [host]
+      icmps:
+        - fields:
+            - type: "5"
+              family: IPv4
+"""
+
+CLUSTERWIDE = """\
+apiVersion: cilium.io/v2
+kind: CiliumClusterwideNetworkPolicy
+metadata:
+  name: nodes
+specs:
+  - nodeSelector:
+      matchLabels:
+        kubernetes.io/hostname: node-1
+      matchExpressions:
+        - key: role
+          operator: In
+          values: [edge, core]
+    ingress:
+      - toPorts:
+          - ports:
+              - port: "22"
+                protocol: TCP
+              - protocol: VRRP
+    egressDeny:
+      - toCIDR: [198.51.100.0/24]
+    enableDefaultDeny:
+      egress: false
+"""
+
+KUBERNETES = """\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata:
+  name: pods
+  namespace: shop
+spec:
+  podSelector:
+    matchLabels:
+      app: web
+    matchExpressions:
+      - key: tier
+        operator: In
+        values: [front, back]
+  policyTypes: [Ingress, Egress]
+  ingress:
+    - from:
+        - ipBlock:
+            cidr: 172.17.0.0/16
+            except: [172.17.1.0/24]
+        - podSelector:
+            matchLabels:
+              role: frontend
+        - namespaceSelector:
+            matchLabels:
+              kubernetes.io/metadata.name: monitoring
+          podSelector:
+            matchExpressions:
+              - key: scrape
+                operator: Exists
+      ports:
+        - port: 6379
+          protocol: TCP
+        - port: 32000
+          endPort: 32768
+        - protocol: SCTP
+  egress:
+    - to:
+        - ipBlock:
+            cidr: 10.0.0.0/24
+      ports:
+        - port: domain
+          protocol: UDP
+    - {}
+"""
+
+CONTENT = """\
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata:
+  name: content
+  annotations:
+    hauberk.io/audit: "true"
+spec:
+  endpointSelector: {}
+  ingress:
+    - fromCIDR: [10.0.0.0/8]
+      toPorts:
+        - ports:
+            - port: "22"
+              protocol: TCP
+        - ports:
+            - port: "80"
+              protocol: TCP
+          rules:
+            http:
+              - method: GET
+                path: /public
+  ingressDeny:
+    - fromCIDR: [203.0.113.0/24]
+  egress:
+    - toPorts:
+        - ports:
+            - port: "443"
+              protocol: TCP
+          serverNames: [api.example.com]
+          terminatingTLS:
+            secret: {name: x}
+        - ports:
+            - port: "9092"
+          rules:
+            kafka:
+              - topic: orders
+    - toPorts:
+        - ports:
+            - port: "53"
+          rules:
+            dns:
+              - matchName: api.example.com
+"""
+"""A policy that audits, and so may say what passes within connections."""
+
+OF_KUBEARMOR = (CONTAINER, HOST, CLUSTER, NETWORK, QUOTA)
+ALL = (*OF_KUBEARMOR, CILIUM, CLUSTERWIDE, KUBERNETES)

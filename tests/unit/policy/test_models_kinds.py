@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All kinds of policies: every field is accepted, every mistake told at its line."""
+"""KubeArmor's kinds of policies: every field is accepted, every mistake told at its line."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 from hauberk.errors import PolicyError, Problem
 from hauberk.policy import models
 from hauberk.policy.models import loading, messages
-from tests.unit.policy.documents_of_each_kind import ALL, CLUSTER, CONTAINER, HOST, NETWORK, QUOTA
+from tests.unit.policy.documents_of_each_kind import CLUSTER, CONTAINER, HOST, NETWORK, OF_KUBEARMOR, QUOTA
 
 
 def examine(text: str) -> tuple[list[models.Policy], list[Problem]]:
     return models.examine([("p.yaml", text.encode())])
 
 
-@pytest.mark.parametrize("text", ALL, ids=["container", "host", "cluster", "network", "quota"])
+@pytest.mark.parametrize("text", OF_KUBEARMOR, ids=["container", "host", "cluster", "network", "quota"])
 def test_every_field_is_accepted(text: str) -> None:
     policies, problems = examine(text)
     assert problems == []
@@ -26,7 +26,7 @@ def test_every_field_is_accepted(text: str) -> None:
 
 
 def test_policies_of_different_kinds_may_share_a_name() -> None:
-    texts = [text.replace("  namespace: prod\n", "") for text in ALL]
+    texts = [text.replace("  namespace: prod\n", "") for text in OF_KUBEARMOR]
     same = "---\n".join(
         line for text in texts for line in [text.replace(text.split("name: ")[1].split("\n")[0], "n", 1)]
     )
@@ -40,7 +40,7 @@ def test_policies_of_different_kinds_may_share_a_name() -> None:
 
 
 def test_values_keep_the_documents_spelling() -> None:
-    policies = models.load([("p.yaml", "---\n".join(ALL).encode())])
+    policies = models.load([("p.yaml", "---\n".join(OF_KUBEARMOR).encode())])
     container, host, cluster, network, quota = (policy.model for policy in policies)
     assert isinstance(container, models.KubeArmorPolicy)
     assert container.spec.network is not None

@@ -28,6 +28,12 @@ DOCUMENTS = st.sampled_from(OF_EACH_KIND) | st.sampled_from(PUBLISHED)
 FREE = ("labels", "annotations", "matchLabels")
 """Mappings whose keys the author chooses."""
 TOLERATED_NULLS = ("fromSource", "matchExpressions")
+TOLERATED_NULLS_OF = {
+    "CiliumNetworkPolicy": ("matchLabels",),
+    "CiliumClusterwideNetworkPolicy": ("matchLabels",),
+    "NetworkPolicy": ("matchLabels", "ingress", "egress"),
+}
+"""What else may be null, in documents of these kinds."""
 
 WRONG_TYPES = (1.5, -1, {"x": "y"}, [["x"]], None, {"": None})
 
@@ -71,7 +77,54 @@ WRONG_VALUES: dict[str, tuple[object, ...]] = {
     "metadata": ([], "x"),
     "spec": (None, [], "x"),
 }
-"""What no field of the name takes, in any kind of document."""
+"""What no field of the name takes, in any of KubeArmor's kinds of documents."""
+_COMMON = {name: WRONG_VALUES[name] for name in ("kind", "name", "namespace", "cidr", "endPort", "metadata", "spec")}
+WRONG_VALUES_OF: dict[str, dict[str, tuple[object, ...]]] = {
+    "cilium.io/v2": _COMMON | {
+        "apiVersion": ("cilium.io/v1", "networking.k8s.io/v1"),
+        "specs": ([], [None], {}),
+        "operator": ("in", "Equals", ""),
+        "key": ("", "a b", "fqdn:x", "-x", "io.cilium.k8s.policy.cluster"),
+        "values": (["a b"], ["-"], "x", [1]),
+        "port": ("", "65536", "htpps", "1-2", 443, "0x10"),
+        "protocol": ("tcp", "IP", ""),
+        "ports": ([], ["443"], [{}]),
+        "toPorts": ([], [{}]),
+        "icmps": ([], [{}]),
+        "fields": ([], [8]),
+        "type": (-1, 256, "256", "Ecko", "", "08"),
+        "family": ("IPv5", "ipv4", ""),
+        "except": (["11.0.0.0/8"], ["fe80::/64"], ["x"]),
+        "fromCIDR": (["10.0.0.0/33"], [{}], "10.0.0.0/8"),
+        "toCIDR": (["10.0.0.0/33"], [{}], "10.0.0.0/8"),
+        "fromEntities": (["hots"], ["world-ipv5"], "world"),
+        "toEntities": (["hots"], "all"),
+        "toFQDNs": ([], [{}]),
+        "matchName": ("", "*.example.com", "a b", "a..b", "-a.b"),
+        "matchPattern": ("", "a b", "x.**.y", ".x", "a..b"),
+        "enableDefaultDeny": (True, []),
+        "rules": ([], "dns"),
+    },
+    "networking.k8s.io/v1": _COMMON | {
+        "apiVersion": ("networking.k8s.io/v1beta1", "extensions/v1beta1"),
+        "operator": ("in", "Equals", ""),
+        "key": ("", "a b", "k8s:app", "-x"),
+        "values": (["a b"], ["-"], "x", [1]),
+        "policyTypes": (["ingress"], "Ingress", ["Ingress", "Egress", "Ingress"]),
+        "from": ([{}], ["10.0.0.0/8"], {}),
+        "to": ([{}], ["10.0.0.0/8"], {}),
+        "port": ("443", "0", 0, 65536, "api-port", "", True),
+        "protocol": ("tcp", "ANY", ""),
+        "ports": (["443"], [443], {}),
+        "except": (["11.0.0.0/8"], ["0.0.0.0/0"], ["x"]),
+    },
+}  # fmt: skip
+"""The same for the other kinds, by ``apiVersion``."""
+
+
+def wrong_values(document: dict[str, Any]) -> dict[str, tuple[object, ...]]:
+    """Give what no field of a name takes in a document."""
+    return WRONG_VALUES_OF.get(document["apiVersion"], WRONG_VALUES)
 
 
 def fields(value: object, path: FieldPath = ()) -> list[FieldPath]:
@@ -163,7 +216,8 @@ def test_a_misspelt_field_is_told(mutated: tuple[dict[str, Any], FieldPath], at:
 @given(a_document_and(of=elements), st.sampled_from(WRONG_TYPES))
 def test_a_value_of_another_type_is_told(mutated: tuple[dict[str, Any], FieldPath], value: object) -> None:
     document, path = mutated
-    if (value is None and path[-1] in TOLERATED_NULLS) or (value == {"x": "y"} and path[-1] in FREE):
+    nulls = (*TOLERATED_NULLS, *TOLERATED_NULLS_OF.get(document["kind"], ()))
+    if (value is None and path[-1] in nulls) or (value == {"x": "y"} and path[-1] in FREE):
         return
     if document["kind"] == "KubeArmorClusterPolicy" and path == ("spec", "selector") and value is None:
         return
@@ -184,9 +238,10 @@ def test_a_value_of_another_type_is_told(mutated: tuple[dict[str, Any], FieldPat
 def test_a_wrong_value_is_told(mutated: tuple[dict[str, Any], FieldPath], data: st.DataObject) -> None:
     document, path = mutated
     owner, name = owner_and_name(document, path)
-    if name not in WRONG_VALUES:
+    wrong = wrong_values(document)
+    if name not in wrong or path == ("spec", "labels"):
         return
-    value = data.draw(st.sampled_from(WRONG_VALUES[name]))
+    value = data.draw(st.sampled_from(wrong[name]))
     if isinstance(value, str) != isinstance(owner[name], str) and name in ("protocol", "level"):
         return  # two fields of one name and different types
     if path[-2:-1] == ("metadata",) and value == "" and name == "namespace":

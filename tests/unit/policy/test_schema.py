@@ -17,7 +17,7 @@ from jsonschema import Draft202012Validator
 from hauberk.policy import documents, models, schema
 from hauberk.policy.models.messages import fields_at
 from tests.tools.facts import document_of
-from tests.unit.policy.documents_of_each_kind import ALL
+from tests.unit.policy.documents_of_each_kind import ALL, CILIUM, KUBERNETES, NETWORK
 from tests.unit.policy.test_models_mutations import a_document_and, fields, owner_and_name
 from tests.unit.policy.test_published import FACTS
 
@@ -81,20 +81,38 @@ def test_what_the_schema_refuses_the_models_refuse(mutated: tuple[dict[str, Any]
         ("action", "block"), ("severity", 11), ("path", "relative"), ("path", "/x/"), ("dir", "relative/"),
         ("execname", "bin/sh"), ("protocol", "tpc"), ("protocol", "tcp,"), ("capability", "CAP_CHOWN"),
         ("syscall", ["opne"]), ("name", "no preset"), ("class", ""), ("subClass", 256), ("level", 0),
-        ("cidr", "localhost"), ("port", "0"), ("port", 443), ("endPort", 65536), ("iface", ["a/b"]), ("limit", "5TB"),
+        ("cidr", "localhost"), ("endPort", 65536), ("iface", ["a/b"]), ("limit", "5TB"),
         ("duration", "5"), ("apiVersion", "v1"), ("kind", "Pod"), ("operator", "in"), ("allowedArgs", ["x"] * 21),
-        ("from", []), ("pattern", "relative*"),
+        ("pattern", "relative*"), ("type", 256), ("type", "Ecko"), ("family", "IPv5"), ("fromEntities", ["hots"]),
+        ("policyTypes", ["ingress"]), ("toPorts", []), ("icmps", []), ("toFQDNs", [{}]), ("specs", []),
+        ("nodeSelector", None), ("port", ["443"]),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_refused(field: str, value: object) -> None:
+    refuses(field, value, ALL)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("port", "0", NETWORK), ("port", 443, NETWORK), ("from", [], NETWORK), ("port", 443, CILIUM),
+        ("port", "1-2", CILIUM), ("port", "443", KUBERNETES), ("port", 0, KUBERNETES), ("from", [{}], KUBERNETES),
+        ("protocol", "ANY", KUBERNETES), ("protocol", "tcp", CILIUM), ("apiVersion", "cilium.io/v2", KUBERNETES),
+    ],
+)  # fmt: skip
+def test_a_value_that_one_kind_does_not_take_is_refused(field: str, value: object, text: str) -> None:
+    refuses(field, value, (text,))
+
+
+def refuses(field: str, value: object, texts: tuple[str, ...]) -> None:
     tried = 0
-    for text in ALL:
+    for text in texts:
         plain = yaml.safe_load(text)
         for path in fields(plain):
             if path[-1] == field and not (value == "/x/" and "syscalls" in path):  # these may name directories
                 document = copy.deepcopy(plain)
                 owner, name = owner_and_name(document, path)
-                if type(owner[name]) is type(value) or field in ("port", "from"):
+                if type(owner[name]) is type(value) or field in ("port", "from", "type", "nodeSelector"):
                     owner[name] = value
                     assert not accepts(document), path
                     tried += 1
