@@ -5,6 +5,9 @@ The *outside* is a network namespace in which the agent runs, so that it is "the
 policy is about. Containers are made by runc: in namespaces of their own, which hang on the outside by a virtual
 Ethernet pair as behind any routed network plug-in, in one that they share, or in the outside itself. The machine that
 the tests run on gets no rule, no link and no address.
+
+All of it is in a process namespace of its own with a ``/proc`` to match: its first process ends with the test and takes
+everybody along, and the agent may look at it, as at the first process of a real machine.
 """
 
 from __future__ import annotations
@@ -27,10 +30,10 @@ from hauberk.bundle import PolicyFile, SuccessorRule, Terms, create, keys, signa
 from hauberk.bundle.keys import Algorithm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
 HOOK: Final = Path(__file__).resolve().parents[3] / "hooks" / "hauberk-hook"
-PATIENCE_SECONDS: Final = 60.0
+PATIENCE_SECONDS: Final = 30.0
 REFUSAL_SECONDS: Final = 2
 """How long a client waits for an answer that a rule keeps away."""
 HELLO: Final = "hello"
@@ -49,25 +52,57 @@ print("ready", flush=True)
 """
 
 
-def until(condition: Callable[[], object], what: str) -> None:
+def until(condition: Callable[[], object], what: str | Callable[[], str]) -> None:
     """Wait for something; how long it takes is no part of a test."""
     end = time.monotonic() + PATIENCE_SECONDS
     while not condition():
-        assert time.monotonic() < end, f"waited in vain for {what}"
+        assert time.monotonic() < end, f"waited in vain for {what if isinstance(what, str) else what()}"
         time.sleep(0.05)
 
 
+def child_of(process: subprocess.Popen[bytes]) -> int:
+    """Give the number of the process that one that entered a process namespace has made there."""
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    until(lambda: process.poll() is not None or path.read_text().split(), "a process in the process namespace")
+    return int(path.read_text().split()[0])
+
+
 @dataclass
-class Net:
-    """A network namespace, kept by a process."""
+class Processes:
+    """A process namespace with mounts of its own, kept by its first process."""
 
     keeper: subprocess.Popen[bytes]
 
     @classmethod
-    def make(cls) -> Net:
+    def make(cls) -> Processes:
+        """Make one."""
+        options = ["--pid", "--fork", "--mount-proc", "--kill-child"]
+        return cls(subprocess.Popen(["unshare", *options, "sleep", "infinity"]))
+
+    def inside(self, *command: str, net: Net | None = None) -> list[str]:
+        """Give the command line that runs a command there, and in a network namespace."""
+        first = f"/proc/{child_of(self.keeper)}/ns"
+        network = [] if net is None else [f"--net={net.path}"]
+        return ["nsenter", f"--pid={first}/pid", f"--mount={first}/mnt", *network, *command]
+
+
+@dataclass
+class Net:
+    """A network namespace, kept by a process ``pid``, which has the number ``inner_pid`` among the lab's processes."""
+
+    processes: Processes
+    keeper: subprocess.Popen[bytes]
+    pid: int
+    inner_pid: int
+
+    @classmethod
+    def make(cls, processes: Processes) -> Net:
         """Make one with its loopback interface up."""
-        net = cls(subprocess.Popen(["unshare", "--net", "sleep", "infinity"]))
-        own = os.stat("/proc/self/ns/net").st_ino
+        keeper = subprocess.Popen(processes.inside("unshare", "--net", "sleep", "infinity"))
+        pid = child_of(keeper)
+        status = Path(f"/proc/{pid}/status").read_text().splitlines()
+        net = cls(processes, keeper, pid, next(int(line.split()[-1]) for line in status if line.startswith("NSpid:")))
+        own = Path("/proc/self/ns/net").stat().st_ino
         until(lambda: net.inode != own, "a network namespace")
         net("ip", "link", "set", "lo", "up")
         return net
@@ -75,16 +110,21 @@ class Net:
     @property
     def path(self) -> str:
         """What opens it."""
-        return f"/proc/{self.keeper.pid}/ns/net"
+        return f"/proc/{self.pid}/ns/net"
+
+    @property
+    def inner_path(self) -> str:
+        """What opens it among the lab's processes."""
+        return f"/proc/{self.inner_pid}/ns/net"
 
     @property
     def inode(self) -> int:
         """Its number."""
-        return os.stat(self.path).st_ino
+        return Path(self.path).stat().st_ino
 
     def inside(self, *command: str) -> list[str]:
         """Give the command line that runs a command there."""
-        return ["nsenter", f"--net={self.path}", *command]
+        return self.processes.inside(*command, net=self)
 
     def __call__(self, *command: str) -> str:
         """Run a command there to its end."""
@@ -112,6 +152,7 @@ class Lab:
 
     def __post_init__(self) -> None:
         """Make the outside and a key."""
+        self.inner = Processes.make()
         self.signer = keys.generate(Algorithm.ECDSA_P256)
         self.outside = self.net()
         root = {
@@ -126,14 +167,15 @@ class Lab:
 
     def net(self) -> Net:
         """Make a namespace."""
-        made = Net.make()
+        made = Net.make(self.inner)
         self.nets.append(made)
         return made
 
     def attached(self, number: int) -> Net:
         """Make a namespace that reaches the outside as 10.77.NUMBER.2 and fd77:NUMBER::2."""
         made = self.net()
-        self.outside("ip", "link", "add", f"v{number}", "type", "veth", "peer", "name", "eth0", "netns", made.path)
+        self.outside("ip", "link", "add", f"v{number}", "type", "veth", "peer", "name", "eth0")
+        self.outside("ip", "link", "set", "eth0", "netns", str(made.inner_pid))
         for net, link, host in ((self.outside, f"v{number}", 1), (made, "eth0", 2)):
             net("ip", "addr", "add", f"10.77.{number}.{host}/24", "dev", link)
             net("ip", "-6", "addr", "add", f"fd77:{number}::{host}/64", "dev", link, "nodad")
@@ -221,14 +263,14 @@ class Lab:
     def stop(self, number: int = signal.SIGTERM) -> None:
         """End the agent."""
         assert self.agent is not None
-        self.agent.send_signal(number)
+        os.kill(child_of(self.agent), number)
         self.agent.wait(PATIENCE_SECONDS)
         self.agent = None
 
     def memory(self) -> int:
         """The agent's resident memory in bytes."""
         assert self.agent is not None
-        fields = Path(f"/proc/{self.agent.pid}/status").read_text().splitlines()
+        fields = Path(f"/proc/{child_of(self.agent)}/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in fields if line.startswith("VmRSS:"))
 
     def hauberk(self, *arguments: str, code: int = 0) -> str:
@@ -273,12 +315,12 @@ class Lab:
         subprocess.run(["runc", "spec"], cwd=path, check=True, timeout=60)
         config = json.loads((path / "config.json").read_text())
         config["process"].update(terminal=False, args=["/bin/sh", "-c", script])
-        config["process"]["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), list(capabilities))
+        config["process"]["capabilities"] = {key: list(capabilities) for key in ("bounding", "effective", "permitted")}
         config["linux"]["resources"] = {}
         config["linux"]["cgroupsPath"] = f"/{self.name}/{identifier}"
         for namespace in config["linux"]["namespaces"]:
             if namespace["type"] == "network":
-                namespace["path"] = net.path
+                namespace["path"] = net.inner_path
         config["annotations"] = {f"io.hauberk.label.{key}": value for key, value in (labels or {}).items()}
         hook = {"path": str(HOOK), "env": []}
         options = ["hauberk-hook", "--socket", str(self.directory / "run" / "hook.sock"), "--timeout", "30"]
@@ -286,7 +328,7 @@ class Lab:
         (path / "config.json").write_text(json.dumps(config))
         with (path / "output").open("w") as output:
             process = subprocess.Popen(
-                ["runc", "--root", str(self.directory / "runc"), "run", "--bundle", str(path), identifier],
+                self.inner.inside(*self._runc, "run", "--bundle", str(path), identifier),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -304,12 +346,19 @@ class Lab:
 
     def expect(self, identifier: str, text: str) -> None:
         """Wait for a container to print something."""
-        until(lambda: text in self.output(identifier), f"{text!r}; found {self.output(identifier)!r}\n{self.log()}")
+        until(
+            lambda: text in self.output(identifier),
+            lambda: f"{text!r}; found {self.output(identifier)!r}\n{self.log()}",
+        )
+
+    @property
+    def _runc(self) -> tuple[str, ...]:
+        return "runc", "--root", str(self.directory / "runc")
 
     def end(self, identifier: str) -> None:
         """End a container."""
         subprocess.run(
-            ["runc", "--root", str(self.directory / "runc"), "delete", "--force", identifier],
+            self.inner.inside(*self._runc, "delete", "--force", identifier),
             capture_output=True,
             check=False,
             timeout=60,
@@ -319,20 +368,20 @@ class Lab:
         """End everything and leave nothing."""
         for identifier in self.containers:
             self.end(identifier)
-        if self.agent is not None:
-            self.stop(signal.SIGKILL)
-        for process in self.processes:
-            process.kill()
-            process.wait()
-        for net in self.nets:
-            net.keeper.kill()
-            net.keeper.wait()
+        self.inner.keeper.kill()  # and with it everybody within
+        agent = [self.agent] if self.agent is not None else []
+        keepers = [self.inner.keeper, *(net.keeper for net in self.nets)]
+        every: list[subprocess.Popen[bytes] | subprocess.Popen[str]] = [*keepers, *agent, *self.processes]
+        for process in every:
+            with process:  # closes its pipes and waits
+                process.kill()
         for top in Path("/sys/fs/cgroup").glob(f"*/{self.name}"):
             for directory, _, _ in os.walk(top, topdown=False):
                 Path(directory).rmdir()
 
 
-def namespaces(lab: Lab) -> Iterator[dict[str, object]]:
-    """Give what the agent says of each network namespace."""
+def attachments(lab: Lab, net: Net) -> dict[str, str]:
+    """Give what the agent says a namespace's containers are known by there."""
     told = json.loads(lab.hauberk("network", "status", "--json", "--socket", str(lab.socket)))
-    yield from told["namespaces"]
+    [found] = [one for one in told["namespaces"] if one["inode"] == str(net.inode)]
+    return {endpoint["container_id"]: endpoint["attachment"] for endpoint in found["endpoints"]}
