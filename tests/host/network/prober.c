@@ -12,6 +12,7 @@
  *   keep ID                          do not close this probe's socket with the others
  *   send ID                          one more byte over a probe that was answered
  *   clear                            close what probes have opened
+ *   release                          close what was kept, too
  *   sync NUMBER                      repeat the number when nothing is left to read
  *
  * Told on standard output: "answered ID", "failed ID ERRNO", "more ID" (the answer to "send"), "got PROTOCOL SOURCE
@@ -471,9 +472,9 @@ static void obey(char *line)
 	} else if (sscanf(line, "send %ld", &id) == 1) {
 		if (send(probe_with(id)->fd, "!", 1, MSG_NOSIGNAL) != 1)
 			printf("failed %ld %d\n", id, errno);
-	} else if (!strcmp(line, "clear")) {
+	} else if (!strcmp(line, "clear") || !strcmp(line, "release")) {
 		for (struct end *end = ends; end; end = end->next)
-			if (end->kind >= TCP_PROBE && !end->keep)
+			if (end->kind >= TCP_PROBE && (!end->keep || line[0] == 'r'))
 				drop(end);
 	} else if (sscanf(line, "sync %ld", &id) == 1) {
 		while (turn(0))

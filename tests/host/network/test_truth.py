@@ -16,6 +16,7 @@ from tests.host.network.cases import sample
 from tests.host.network.cases_cilium import cilium_cases
 from tests.host.network.cases_kubearmor import kubearmor_cases
 from tests.host.network.cases_kubernetes import kubernetes_cases
+from tests.host.network.cases_together import cases_together
 from tests.host.network.truth import Table
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from hauberk.policy.rules import Rule
     from tests.host.network.truth import Layout
 
-EVERY_CASE = (*kubernetes_cases(), *cilium_cases(), *kubearmor_cases())
+EVERY_CASE = (*kubernetes_cases(), *cilium_cases(), *kubearmor_cases(), *cases_together())
 SAMPLES: dict[Layout, int] = {"whole": 64, "cgroup": 24, "interface": 20}
 """How many cases of each layout `make test` tries."""
 LAYOUTS: tuple[Layout, ...] = ("whole", "cgroup", "interface")

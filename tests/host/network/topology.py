@@ -75,6 +75,13 @@ class Probe(NamedTuple):
         return 6 if ":" in self.target_address else 4
 
 
+class Flow(NamedTuple):
+    """A flow that a probe opened and that was held."""
+
+    identifier: int
+    probe: Probe
+
+
 class Arrival(NamedTuple):
     """A packet as who got it tells of it."""
 
@@ -310,18 +317,28 @@ class Network(Places):
             prober.say(["clear"])
         self._sent.clear()
 
-    def hold(self, begun: Round, probe: Probe) -> Callable[[], bool]:
-        """Keep the flow of a probe; give a function that sends over it once more and tells whether it got through."""
-        identifier = next(key for key, sent in self._sent.items() if sent == (begun, probe))
-        prober = self._probers[probe.source]
-        prober.say([f"keep {identifier}"])
+    def hold(self, probes: Iterable[Probe]) -> tuple[Flow, ...]:
+        """Keep the flows of probes of the present round; :meth:`finish` leaves them open."""
+        identifiers = {probe: identifier for identifier, (_, probe) in self._sent.items()}
+        flows = tuple(Flow(identifiers[probe], probe) for probe in probes)
+        for flow in flows:
+            self._probers[flow.probe.source].say([f"keep {flow.identifier}"])
+        return flows
 
-        def again(seconds: float = 0.5) -> bool:
-            self._more.discard(identifier)
-            prober.say([f"send {identifier}"])
-            return self.collect_until(lambda: identifier in self._more, seconds)
+    def send_again(self, flows: Iterable[Flow], going_on: Iterable[Flow], seconds: float) -> set[Flow]:
+        """Send once more over flows that were held, and close them; give those over which an answer came.
 
-        return again
+        As soon as all of ``going_on`` have theirs, it waits for nothing else but what is on its way.
+        """
+        flows, awaited = tuple(flows), {flow.identifier for flow in going_on}
+        self._more.clear()
+        for flow in flows:
+            self._probers[flow.probe.source].say([f"send {flow.identifier}"])
+        self.collect_until(lambda: awaited <= self._more, seconds)
+        self.settle()
+        for prober in self._probers.values():
+            prober.say(["release"])
+        return {flow for flow in flows if flow.identifier in self._more}
 
     def _told(self, name: str, line: str) -> None:
         word, *rest = line.split()

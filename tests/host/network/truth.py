@@ -5,7 +5,8 @@ Every state of a case goes the whole way: text of policies, the reader, selector
 Of every packet three things must agree: the decision (:mod:`tests.host.network.truth_verdicts`), whether it got through
 and was answered, and the events: one from each end that reports or refuses it, which names the endpoint, the direction,
 the interface and whether a rule or the default decided, and none from anywhere else. So a refusal is never taken from
-silence alone. The same cases hold in three *layouts*:
+silence alone. And flows that one state let through are held while the next is put in force: they go on if they are
+allowed then too, and else do not. The same cases hold in three *layouts*:
 
 * ``whole``: a namespace for each workload, with the table inside;
 * ``cgroup``: the workloads of one Kubernetes namespace share a network namespace and are told apart by cgroup;
@@ -45,7 +46,7 @@ from hauberk.policy import exemptions
 from hauberk.policy.peers import name_matches
 from hauberk.policy.rules import Action, Decision, PeerMatch, RuleSet, Section, Verdict
 from tests.host.network.cases import addresses_of
-from tests.host.network.topology import Network, everybody
+from tests.host.network.topology import PORTS, Network, everybody
 from tests.host.network.truth_verdicts import PORTLESS, Judged, Judgement, Verdicts
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from guest_agent.engines.network_port import GroupMembers, NetworkEngine
     from hauberk.policy.rules import PeerGroup
     from tests.host.network.cases import Case, State, Workload
-    from tests.host.network.topology import Probe, Round
+    from tests.host.network.topology import Flow, Probe, Round
 
 Layout = Literal["whole", "cgroup", "interface"]
 EVERYTHING_IS_TOLD: Final = Settings(log_rate=1_000_000, log_burst=1_000_000)
@@ -88,6 +89,8 @@ class Tally:
     states: int = 0
     probes: int = 0
     refused: int = 0
+    flows: int = 0
+    cut: int = 0
     events: int = 0
     differences: list[str] = field(default_factory=list)
 
@@ -95,6 +98,7 @@ class Tally:
         """Give it in a line, and the differences."""
         line = (
             f"{self.cases} cases, {self.states} states, {self.probes} probes ({self.refused} refused), "
+            f"{self.flows} flows held over a change ({self.cut} forbidden by it), "
             f"{self.events} events, {len(self.differences)} differences"
         )
         return "\n".join((line, *self.differences[:60]))
@@ -112,6 +116,8 @@ class Table:
         self._in_force: set[str] = set()
         self._round: Round | None = None
         self._told: dict[Probe, set[Told]] = {}
+        self._flows: tuple[Flow, ...] = ()
+        self._over: set[Probe] = set()
         self._right: dict[int, dict[Probe, set[frozenset[Told]]]] = {}  # by source port: what comes late is not lost
 
     def __enter__(self) -> Self:
@@ -165,6 +171,7 @@ class Table:
             except EngineError as error:
                 self.tally.differences.append(f"{where}: not put in force: {error}")
                 return
+            self._go_on(where, verdicts)
             self._try(where, case, state, verdicts)
 
     def _exempt(self, workload: Workload) -> tuple[exemptions.Exemption, ...]:
@@ -243,11 +250,32 @@ class Table:
         )
         self.network.settle()
         self._drain()
+        kept = begun.answered.intersection(probe for probe in probes if probe.protocol in {"tcp", "udp"})
+        self._flows = self.network.hold(probe for probe in kept if probe.port == PORTS[0])
         self.network.finish()
         self.tally.probes += len(probes)
         self.tally.refused += len(probes) - len(passing)
         self.tally.events += sum(map(len, self._told.values()))
         self._compare(where, begun, judged, answering)
+
+    def _go_on(self, where: str, verdicts: Verdicts) -> None:
+        """Find out whether what was established goes on if it is allowed now, and else does not."""
+        allowed = {
+            flow
+            for flow in self._flows
+            if self._attributed(flow.probe, verdicts.judge(flow.probe, self.network), verdicts).passes
+        }
+        self._over = {flow.probe for flow in self._flows}
+        alive = self.network.send_again(self._flows, allowed, _PATIENCE_SECONDS)
+        self.tally.flows += len(self._flows)
+        self.tally.cut += len(self._flows) - len(allowed)
+        self.tally.differences += [
+            f"{where}: the flow {_packet(flow.probe)} {'ended' if flow in allowed else 'goes on'}, expected: "
+            f"{_why(verdicts.judge(flow.probe, self.network))}"
+            for flow in sorted(allowed ^ alive)
+        ]
+        self._drain()
+        self._flows = ()
 
     def _compare(self, where: str, begun: Round, judged: Mapping[Probe, Judged], answering: set[Probe]) -> None:
         found = self.tally.differences
@@ -273,7 +301,7 @@ class Table:
         restricted = any(
             _restricts_ingress(rule_set)
             for name, rule_set in verdicts.rule_sets.items()
-            if name != machine and self.network.plans[name].machine == machine
+            if name in self.network.plans and self.network.plans[name].machine == machine
         )
         if probe.protocol == "sctp" and restricted:
             of_machine += (Judgement(machine, _NO_SOCKET),)
@@ -331,6 +359,8 @@ class Table:
         sees_out = (event.direction is Section.EGRESS) is not (self.layout == "interface")
         interface = event.interface_out if sees_out else event.interface_in
         told = Told(endpoint, event.direction, event.verdict, event.reason, probe, interface)
+        if begun is not self._round and probe in self._over:
+            return  # what is sent over a flow that was ended
         if begun is self._round:
             self._told.setdefault(probe, set()).add(told)
         elif not any(told in some for some in self._right[begun.source_port].get(probe, ())):

@@ -10,6 +10,7 @@ import pytest
 from tests.host.network.cases_cilium import cilium_cases
 from tests.host.network.cases_kubearmor import kubearmor_cases
 from tests.host.network.cases_kubernetes import kubernetes_cases
+from tests.host.network.cases_together import cases_together
 from tests.host.network.topology import Places, everybody
 from tests.host.network.truth_verdicts import Verdicts
 
@@ -17,11 +18,9 @@ if TYPE_CHECKING:
     from tests.host.network.cases import Case
 
 PLACES = Places(everybody())
-CASES = [
-    case
-    for case in (*kubernetes_cases(), *cilium_cases(), *kubearmor_cases())
-    if any(one.stated for one in case.states)
-]
+SHARED = Places(everybody(shared=True))
+EVERY_CASE = (*kubernetes_cases(), *cilium_cases(), *kubearmor_cases(), *cases_together())
+CASES = [case for case in EVERY_CASE if any(one.stated for one in case.states)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -29,10 +28,11 @@ def test_decisions_are_what_is_stated(case: Case) -> None:
     for state in case.states:
         verdicts = Verdicts(state, case.entities, case.names)
         for one in state.stated:
-            judged = verdicts.judge(one.probe(PLACES), PLACES)
+            places = SHARED if "machine and pods" in case.features else PLACES
+            judged = verdicts.judge(one.probe(places), places)
             assert judged.passes is one.passes, (one, judged)
 
 
 def test_each_case_of_our_own_states_what_passes_and_what_does_not() -> None:
-    for case in (*cilium_cases(), *kubearmor_cases()):
+    for case in (*cilium_cases(), *kubearmor_cases(), *cases_together()):
         assert any(one.stated for one in case.states), case.name
