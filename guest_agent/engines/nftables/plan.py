@@ -21,6 +21,7 @@ a rule that names one.
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -67,7 +68,13 @@ def plan(desired: Desired, previous: Ruleset | None = None) -> Ruleset:
     ``previous`` only saves time: what it found out about rule sets that are still desired is taken over. The result
     does not depend on it. Raises PlanError, whose message names the rule or the limit.
     """
-    return _Planner(desired, previous or Ruleset()).ruleset()
+    collecting = gc.isenabled()
+    gc.disable()  # planning makes no cycles, but a hundred thousand keys, for each few of which all would be visited
+    try:
+        return _Planner(desired, previous or Ruleset()).ruleset()
+    finally:
+        if collecting:
+            gc.enable()
 
 
 @dataclass(frozen=True, slots=True)
