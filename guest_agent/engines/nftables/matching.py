@@ -56,6 +56,8 @@ MANY: Final = 256
 """Ranges of addresses beyond which a tree is slower than boxes."""
 SHARD: Final = 2048
 """Most boxes of one set before it is cut along the addresses."""
+SPARSE: Final = 256
+"""Parts with fewer boxes stay together in a set beside them: most new networks then need no new part."""
 MAXIMUM_ELEMENTS: Final = 1 << 20
 """Most boxes or ranges that the rules of one action and direction may come to."""
 MAXIMUM_CHAINS: Final = 1 << 14
@@ -580,13 +582,13 @@ def _boxes(layer: Sequence[Box], sets: Sets, role: str, parts: tuple[Part, ...])
             cut = bisect_left(firsts, middle, low, high)
             pending += [(cut, high, middle, free - 1), (low, cut, start, free - 1)]
             continue
-        if free == width:
+        if free == width or sums[high] - sums[low] < SPARSE:
             wide += layer[low:high]
             continue
         tag = f"{role}-{start:x}-{free}"
         lookup = sets.add(tag, parts, _box_keys(layer[low:high], parts))
         entries.append((((start, start | ((1 << free) - 1)),), Enter(tag, (lookup,))))
-    steps: list[Step] = [sets.add(role, parts, _box_keys(wide, parts))] if wide else []
+    steps: list[Step] = [sets.add(role, parts, _box_keys(wide, parts))] if layer else []
     if entries:
         steps.append(Dispatch(f"{role}m", parts[:1], tuple(entries)))
     return steps

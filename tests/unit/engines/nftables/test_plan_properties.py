@@ -38,7 +38,8 @@ def _sizes(request: pytest.FixtureRequest) -> Iterator[None]:
     """Also with sets cut so small that every shape occurs."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param:
-            for name, value in {"SHARED": 2, "SHARED_LISTS": 1, "LIST": 1, "HELD": 2, "MANY": 1, "SHARD": 2}.items():
+            small = {"SHARED": 2, "SHARED_LISTS": 1, "LIST": 1, "HELD": 2, "MANY": 1, "SHARD": 2, "SPARSE": 2}
+            for name, value in small.items():
                 patch.setattr(matching, name, value)
         yield
 
