@@ -33,6 +33,7 @@ KINDS = "unit/policy/test_models_kinds"
 MODELS = "unit/policy/test_models"
 ANSWERS = "unit/policy/test_answers"
 ACTIVATION = "unit/agent/test_activation"
+PLAN = "unit/engines/nftables/test_plan"
 ATTACKS = "vm/guest/test_attacks"
 DIFFERENTIAL = "vm/guest/test_differential::test_explain_and_the_kernel_agree"
 
@@ -147,6 +148,23 @@ ROWS: dict[str, tuple[str, ...]] = {
     "`limit` and its neighbours": (f"{PRECEDENCE}::test_a_quota_grants_nothing_and_hides_no_other_quota",),
     "`limit` with Allow": (f"{PRECEDENCE}::test_a_quota_narrows_a_rule",),
     "`limit` with Block": (f"{PRECEDENCE}::test_a_quota_narrows_a_rule",),
+    "two quotas that match a packet": (f"{PLAN}::test_every_quota_counts_what_the_others_let_pass",),
+    "what a quota has counted": (
+        f"{PLAN}::test_a_quota_keeps_its_name_while_its_rule_says_the_same_but_for_the_limit",
+    ),
+    "packets that hosts cannot do without": ("unit/policy/test_exemptions::test_who_is_exempt",),
+    "connections that a rule newly forbids": (
+        "host/network/test_engine_flows::test_a_connection_out_that_is_forbidden_now_ends",
+    ),
+    "connections that no policy is about": (f"{PLAN}::test_what_refuses_and_tells_nothing_costs_nothing",),
+    "long names of policies": (f"{PLAN}::test_names_are_short_and_nothing_of_a_policy_is_text",),
+    "tables and log group": (
+        "host/network/test_agent_network::test_what_is_in_force_outlives_the_agent",
+        "host/network/test_engine::test_removing_takes_our_table_and_no_other",
+    ),
+    "packets that a host forwards": (
+        f"{PLAN}::test_the_machines_rules_are_not_about_what_it_forwards_but_a_workloads_are",
+    ),
     "text in rules": (f"{HERE}::test_text_for_another_program_is_refused",),
     # what is accepted
     "unknown fields": ("unit/policy/test_models_mutations::test_an_unknown_field_is_told",),
@@ -181,6 +199,11 @@ ROWS: dict[str, tuple[str, ...]] = {
     "entries for containers without `limit`": (f"{HERE}::test_what_would_be_about_all_traffic_is_refused",),
     "`port` that is empty": (f"{HERE}::test_what_would_be_about_all_traffic_is_refused",),
     "`severity` at entries of network policies": (f"{KINDS}::test_a_mistake_is_told_at_its_line",),
+    "networks in one entry": ("unit/policy/test_cilium::test_a_hundred_thousand_networks_are_taken_and_no_more",),
+    "policies of Cilium and of Kubernetes": (
+        "unit/policy/test_cilium::test_entries_say_what_the_guide_says",
+        "unit/policy/test_kubernetes::test_entries_allow_what_the_definition_says",
+    ),
     "policy or section without rules": (f"{MODELS}::test_a_policy_that_does_nothing_is_refused",),
     "paths with `..`, `.`, `//`; `/proc/self`": (f"{MODELS}::test_a_mistake_is_told_at_its_place",),
     "regular expressions for container and host names": (
