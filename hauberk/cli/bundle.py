@@ -68,7 +68,7 @@ def register(subparsers: _Subparsers) -> None:
 
     sign = commands.add_parser("sign", help="write a signature of a bundle, or add one to a DSSE envelope")
     sign.add_argument("file", metavar="FILE")
-    sign.add_argument("--key", required=True, help="private key, PEM")
+    sign.add_argument("--key", required=True, metavar="KEY", help="private key, PEM")
     sign.add_argument("-o", "--output", required=True, metavar="SIG")
     sign.add_argument(
         "--format",

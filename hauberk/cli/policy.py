@@ -155,9 +155,7 @@ def _add_diff(commands: Any) -> None:  # noqa: ANN401 - argparse's own type is p
     diff.add_argument("old", metavar="OLD", help="a policy file, a directory of them, or a bundle")
     diff.add_argument("new", metavar="NEW", help="likewise")
     diff.add_argument("--json", action="store_true", help="answer in JSON")
-    diff.add_argument(
-        "--posture", choices=POSTURES, help="what allow-lists do with the rest (default: block; a bundle's own)"
-    )
+    _add_posture(diff)
     diff.add_argument(
         "--default",
         choices=("deny", "audit", "allow"),
@@ -203,6 +201,10 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
         metavar="K=V",
         help="kubearmor-policy or kubearmor-…-posture of the workload; repeatable",
     )
-    workload.add_argument(
+    _add_posture(workload)
+
+
+def _add_posture(parser: Any) -> None:  # noqa: ANN401 - a parser or one of its groups, whose type is private
+    parser.add_argument(
         "--posture", choices=POSTURES, help="what allow-lists do with the rest (default: block; a bundle's own)"
     )

@@ -199,12 +199,13 @@ def _instead_of_packets(rule: Rule) -> str:
 def said(rule: Rule) -> str:
     """Say in one line what a rule says; the text of a whole profile only by its beginning."""
     value = printable(" ".join(rule.value.splitlines()), _SHOWN_CHARACTERS)
-    words = [rule.action.value, rule.section.value, rule.kind.value, value]
+    words = [rule.action.value, rule.section.value, rule.kind.value, value, *["recursive"] * rule.recursive]
     if rule.allowed_arguments:
         words.append("allowedArgs")
     words += ["readOnly"] * rule.read_only + ["ownerOnly"] * rule.owner_only
     if rule.terminal is False:
         words.append("pts: false")
-    if rule.sources:
-        words.append("fromSource " + ", ".join(map(printable, rule.sources)))
+    if rule.sourced:
+        sources = (*rule.sources, *(directory for directory, _ in rule.source_directories))
+        words.append("fromSource " + ", ".join(map(printable, sources)))
     return " ".join(words)

@@ -41,6 +41,7 @@ from hauberk.policy.peer_classes import peer_classes
 from hauberk.policy.rules import (
     PACKET_SECTIONS,
     PATH_KINDS,
+    PATH_SECTIONS,
     SECTION_OF,
     ObjectKind,
     Operation,
@@ -53,7 +54,7 @@ from hauberk.policy.rules import (
     join,
 )
 from hauberk.policy.witnesses import texts
-from hauberk.policy.workload_classes import Subject, workload_classes
+from hauberk.policy.workload_classes import Subject, another, workload_classes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -62,7 +63,6 @@ if TYPE_CHECKING:
     from hauberk.policy.selectors import WorkloadIdentity
 
 UNCOVERED: Final = "no policy covers this workload, so the default decides"
-_PATH_SECTIONS: Final = (Section.PROCESS, Section.FILE)
 _NOWHERE: Final = Origin("", "")
 
 
@@ -218,9 +218,9 @@ class _Pair:
         differs = any(self._changed[section] or not self._same_frame[section] for section in sections)
         return differs or (operation is Operation.MAP and not self._same_privileges)
 
-    def _sections(self, operation: Operation) -> tuple[Section, ...]:
+    def _sections(self, operation: Operation) -> frozenset[Section]:
         # what may be mapped also depends on what may be written
-        return _PATH_SECTIONS if operation is Operation.MAP else (SECTION_OF[operation],)
+        return PATH_SECTIONS if operation is Operation.MAP else frozenset((SECTION_OF[operation],))
 
     def objects(self, operation: Operation) -> Iterable[tuple[str, tuple[Rule, ...]]]:
         """Give objects that stand for all, each with the rules that name it."""
@@ -236,15 +236,15 @@ class _Pair:
             if rule.kind in PATH_KINDS:
                 rules.setdefault(PathObject(rule.kind, rule.value, rule.recursive), []).append(rule)
         # What an executable maps of itself is judged apart: its path stands for others only where there is no other.
-        sources = {source for rule in self._rules if rule.section in _PATH_SECTIONS for source in rule.sources}
+        sources = {source for rule in self._rules if rule.section in PATH_SECTIONS for source in rule.sources}
         for source in sorted(sources):
             rules.setdefault(PathObject(ObjectKind.PATH, source, recursive=False), [])
         named = list(rules)
         relevant: set[int] | None = None
-        if self._same_privileges and all(self._same_frame[section] for section in _PATH_SECTIONS):
+        if self._same_privileges and all(self._same_frame[section] for section in PATH_SECTIONS):
             changed = {
                 PathObject(rule.kind, rule.value, rule.recursive)
-                for section in _PATH_SECTIONS
+                for section in PATH_SECTIONS
                 for rule in self._changed[section]
             }
             relevant = {number for number, name in enumerate(named) if name in changed}
@@ -334,7 +334,7 @@ def _arguments(about: list[Rule]) -> tuple[tuple[str, ...] | None, ...]:
     if not listed:
         return (None,)
     known = frozenset().union(*listed)
-    other = next(word for number in itertools.count() if (word := f"other{number or ''}") not in known)
+    other = another(known)
     pending = set(listed)
     while pending:
         one = pending.pop()

@@ -413,7 +413,7 @@ def _limits(rule: Rule) -> bool:
     """Whether the rule denies, audits or narrows something, so that a second name of the file would matter."""
     if rule.kind is ObjectKind.EXECNAME or rule.kind not in PATH_KINDS:
         return False
-    return rule.action is not Action.ALLOW or bool(rule.sources) or rule.read_only or rule.owner_only
+    return rule.action is not Action.ALLOW or rule.sourced or rule.conditional
 
 
 def _walk_of(rule: Rule) -> tuple[bytes, bool]:

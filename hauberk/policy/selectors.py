@@ -4,8 +4,8 @@
 A policy is for containers or for hosts, never for both. Beyond that, all of these must hold:
 
 * **Namespace.** A container policy covers workloads of its own namespace; one that names none is in ``default``, as
-  with Kubernetes. A cluster policy covers every namespace, or those it names. If the workload's namespace is not known
-  (runc, podman), it is not compared: leaving a policy out would drop its Block rules.
+  with Kubernetes. A cluster policy covers every namespace, or those it names, without those it excludes. If the
+  workload's namespace is not known (runc, podman), it is not compared: leaving a policy out would drop its Block rules.
 * **Labels.** Each of ``matchLabels`` must be present with that value.
 * **Requirements.** Each must hold of the labels (``In``, ``NotIn``, ``Exists``, ``DoesNotExist``), as with Kubernetes.
 * **Expressions.** Of all ``In`` expressions, one of their ``k=v`` must be present; of all ``NotIn``, none may be. What
@@ -137,7 +137,7 @@ def _host_named(label: str, names: str, workload: WorkloadIdentity) -> bool:
 
 
 class ExpressionError(HauberkError):
-    """A container-name expression cannot be used. ``message`` says why."""
+    """An expression for the names of containers or hosts cannot be used. ``message`` says why."""
 
     def __init__(self, message: str) -> None:
         """Take the reason, which is also the text of the error."""
@@ -194,11 +194,12 @@ def _whole_match(expression: globs.Node, name: str) -> bool:
 
 
 def parse_host_expression(expression: str) -> globs.Node:
-    """Parse the value of a ``hostnamereg`` label: a regular expression in which ``*`` stands for anything.
+    r"""Parse the value of a ``hostnamereg`` label: a regular expression in which ``*`` stands for anything.
 
-    A ``*`` behind a ``.`` may mean either, and both are the same. Raises :class:`ExpressionError`.
+    A ``*`` behind a ``.`` may mean either, and both are the same; ``\*`` is the character, and ``\.*`` a dot with
+    anything behind it. Raises :class:`ExpressionError`.
     """
-    return parse_expression(re.sub(r"\.?\*", ".*", expression))
+    return parse_expression(re.sub(r"(?<!\\)\.?\*", ".*", expression))
 
 
 @functools.lru_cache(maxsize=1024)

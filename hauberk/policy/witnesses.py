@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Texts that stand for everything that could be asked about, beside files: one for each set of rules at least.
+"""Texts that stand for all that could be asked about, beside files and packets: one for each set of rules at least.
 
-Rules tell apart only what they mention. Of each property of an object (a device's class, a peer's address) it is
-therefore enough to try each value that some rule mentions, one that none does, and where rules mention ranges one
-value of each piece that their ends cut out. The texts are those of :mod:`hauberk.policy.objects`. There may be several
-for one set of rules; whoever asks them all has asked everything. :mod:`hauberk.policy.path_classes` does the same for
-files, where patterns overlap in less simple ways, and :mod:`hauberk.policy.peer_classes` for packets.
+Rules tell apart only what they mention. Of each property of an object (a device's class, its level) it is therefore
+enough to try each value that some rule mentions, and one that none does. The texts are those of
+:mod:`hauberk.policy.objects`. There may be several for one set of rules; whoever asks them all has asked everything.
+:mod:`hauberk.policy.path_classes` does the same for files, where patterns overlap in less simple ways, and
+:mod:`hauberk.policy.peer_classes` for packets.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING, Final
 from hauberk.errors import HauberkError
 from hauberk.policy import objects, vocabulary
 from hauberk.policy.path_classes import PathObject, path_classes
-from hauberk.policy.peer_classes import peer_classes
 from hauberk.policy.rules import (
     SOCKET_RANKS,
     DeviceMatch,
     ObjectKind,
     Operation,
-    PeerMatch,
     SyscallMatch,
 )
+from hauberk.policy.workload_classes import another
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -35,7 +34,6 @@ MAXIMUM_TEXTS: Final = 100_000
 """Most texts for one operation."""
 
 _LAST_BYTE: Final = 255
-_UNNAMED: Final = "other"
 
 
 class TooManyTextsError(HauberkError):
@@ -45,7 +43,7 @@ class TooManyTextsError(HauberkError):
 
 
 def texts(operation: Operation, rules: Sequence[Rule]) -> tuple[str, ...]:
-    """Give texts for everything that ``rules`` tell apart about an operation that is not about files.
+    """Give texts for everything that ``rules`` tell apart about an operation that is not about files or packets.
 
     ``rules`` are those of the operation's section. Raises :class:`TooManyTextsError`.
     """
@@ -73,9 +71,6 @@ def _texts(operation: Operation, rules: Sequence[Rule]) -> Iterator[str]:
             yield from _calls([rule.match for rule in rules if isinstance(rule.match, SyscallMatch)])
         case Operation.ATTACH:
             yield from _devices([rule.match for rule in rules if isinstance(rule.match, DeviceMatch)])
-        case _:
-            matches = [rule.match for rule in rules if isinstance(rule.match, PeerMatch)]
-            yield from map(objects.peer_text, peer_classes(matches).values())
 
 
 def _sockets() -> Iterator[str]:
@@ -96,12 +91,11 @@ def _names(domains: list[str]) -> Iterator[str]:
     known = dict.fromkeys(form for domain in domains for form in objects.names(domain))
     labels = dict.fromkeys(form.rpartition(".")[2] for form in known)
     labels |= dict.fromkeys(form.removesuffix(".svc").rpartition(".")[2] for form in known)
-    fresh = _other({label for form in known for label in form.split(".")})
+    fresh = another({label for form in known for label in form.split(".")})
     for name in (fresh, *known):
         yield name
-        yield f"{name}.cluster.local"
-        yield f"{name}.svc.cluster.local"
-        yield from (f"{name}.{label}.svc.cluster.local" for label in (fresh, *labels))
+        yield from (f"{name}.{suffix}" for suffix in objects.CLUSTER_SUFFIXES)
+        yield from (f"{name}.{label}.{objects.CLUSTER_SUFFIXES[0]}" for label in (fresh, *labels))
 
 
 def _calls(matches: list[SyscallMatch]) -> Iterator[str]:
@@ -113,7 +107,7 @@ def _calls(matches: list[SyscallMatch]) -> Iterator[str]:
         for path in (f"{match.path.rstrip('/')}/" if match.recursive else match.path.rstrip("/") or "/",)
     ]
     witnesses = path_classes(list(dict.fromkeys(limits))).values() if limits else ()
-    for name in (*names, _other(names)):
+    for name in (*names, another(names)):
         yield name
         yield from (f"{name} {witness}" for witness in witnesses)
 
@@ -132,9 +126,3 @@ def _mentioned(values: Iterable[int | None], first: int) -> list[int]:
     mentioned = dict.fromkeys(value for value in values if value is not None)
     other = next((value for value in range(first, _LAST_BYTE + 1) if value not in mentioned), None)
     return [*mentioned, *(() if other is None else (other,))]
-
-
-def _other(mentioned: Iterable[str]) -> str:
-    """Give a word that is not mentioned."""
-    taken = set(mentioned)
-    return next(word for number in itertools.count() if (word := f"{_UNNAMED}{number or ''}") not in taken)

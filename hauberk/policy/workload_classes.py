@@ -13,6 +13,7 @@ that matter are dropped on the way; what is still too much ends in an error inst
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hauberk.errors import HauberkError
@@ -117,7 +118,7 @@ def _properties(subjects: Sequence[Subject], numbers: list[int], scope: Scope) -
     else:
         for label in HOST_NAME_LABELS:
             yield _host_names(subjects, numbers, label)
-    yield from _labels(subjects, numbers, host=scope is Scope.HOST)
+    yield from _labels(subjects, numbers)
 
 
 def _namespaces(subjects: Sequence[Subject], numbers: list[int]) -> list[_Value]:
@@ -189,7 +190,7 @@ def _choices(names: Iterable[str]) -> globs.Node:
     return globs.Alternation(tuple(globs.Literal(globs.to_bytes(name)) for name in stripped))
 
 
-def _labels(subjects: Sequence[Subject], numbers: list[int], *, host: bool) -> Iterator[list[_Value]]:
+def _labels(subjects: Sequence[Subject], numbers: list[int]) -> Iterator[list[_Value]]:
     required: dict[str, dict[str, set[int]]] = {}
     within: dict[str, dict[str, set[int]]] = {}
     without: dict[str, dict[str, set[int]]] = {}
@@ -212,7 +213,7 @@ def _labels(subjects: Sequence[Subject], numbers: list[int], *, host: bool) -> I
         # a value that nobody mentions differs from no label where somebody asks whether there is one
         others = (another(mentioned),) if key in asking else ()
         yield [
-            _Value(WorkloadIdentity(host=host), everybody | _refused(asking.get(key, ()), {}), frozenset()),
+            _Value(WorkloadIdentity(), everybody | _refused(asking.get(key, ()), {}), frozenset()),
             *(
                 _Value(
                     WorkloadIdentity(labels={key: value}),
@@ -232,9 +233,6 @@ def _refused(asking: Iterable[tuple[LabelRequirement, int]], labels: dict[str, s
 
 
 def another(mentioned: Iterable[str]) -> str:
-    """Give a name that is not mentioned."""
+    """Give a word that is not mentioned."""
     taken = set(mentioned)
-    name = "other"
-    while name in taken:
-        name += "-one"
-    return name
+    return next(word for number in itertools.count() if (word := f"other{number or ''}") not in taken)

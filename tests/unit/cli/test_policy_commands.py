@@ -16,7 +16,9 @@ import pytest
 
 from hauberk.bundle import document, terms
 from hauberk.cli import inputs, main
-from hauberk.policy import documents, models
+from hauberk.errors import FactsError
+from hauberk.policy import documents, models, resolution
+from hauberk.policy.resolution import RootResolver
 
 CONTAINER = """\
 apiVersion: security.kubearmor.com/v1
@@ -378,7 +380,144 @@ def test_render_shows_what_is_refused(
     assert shown["scope"] == "host"
     assert shown["rules"] == []
     assert shown["table"] is None
-    assert [told["policy"] for told in shown["refused"]] == ["box", "net"]
+    assert [told["policy"] for told in shown["refused"]] == ["box"]
+
+
+def test_render_shows_what_holds_packets(container: str, host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["policy", "render", "--engine", "nftables", host, "--host"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["posture"] == {"egress": "block", "ingress": "block"}
+    assert [(rule["section"], rule["value"]) for rule in shown["rules"]] == [("ingress", "10.0.0.0/8 tcp/443 on eth0")]
+    assert shown["table"] is None
+    assert "note" not in shown
+    assert main(["policy", "render", "--engine", "nftables", container]) == 0
+    assert json.loads(capsys.readouterr().out)["rules"] == []
+
+
+ONLY_DEVICES = HOST.partition("---")[0]
+
+
+def test_policies_that_no_engine_holds_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "devices.yaml"
+    file.write_text(ONLY_DEVICES)
+    assert main(["policy", "render", "--engine", "nftables", str(file)]) == 0
+    assert json.loads(capsys.readouterr().out)["note"].endswith("the bundle's default decides")
+    assert answer(capsys, str(file), "--device", "HID")["notes"] == [
+        "no engine enforces any rule of these policies: on a machine the bundle's default decides"
+    ]
+
+
+PACKETS = """apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: names, namespace: shop}
+spec:
+  endpointSelector: {matchLabels: {app: web}}
+  egress:
+    - toFQDNs: [{matchPattern: "*.example.com"}]
+      toPorts: [{ports: [{port: "443", protocol: TCP}]}]
+    - toEntities: [cluster]
+      icmps: [{fields: [{type: 8, family: IPv4}]}]
+    - toEndpoints: [{matchLabels: {app: db}}]
+  egressDeny:
+    - toEndpoints: [{matchLabels: {app: bank}}]
+      toPorts: [{ports: [{port: "80", protocol: TCP}]}]
+"""
+
+
+@pytest.fixture
+def packets(tmp_path: Path) -> str:
+    file = tmp_path / "packets.yaml"
+    file.write_text(PACKETS)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("--port", "443", "--peer-name", "www.example.com"), 0),
+        (("--port", "443", "--peer-name", "www.example.org", "--peer-name", "a.example.com"), 0),
+        (("--port", "443", "--peer-name", "www.example.org"), 1),
+        (("--port", "444", "--peer-name", "www.example.com"), 1),
+        (("--port", "icmp/8", "--peer-entity", "cluster"), 0),
+        (("--port", "icmp/8", "--peer-entity", "world"), 1),
+        (("--port", "icmp/0", "--peer-entity", "cluster"), 1),
+        (("--port", "vrrp", "--peer-label", "app=db", "--peer-namespace", "shop"), 0),
+        (("--port", "vrrp", "--peer-label", "app=db", "--peer-namespace", "else"), 1),
+        (("--peer-label", "app=db", "--peer-label", "tier=x", "--peer-namespace", "shop", "--interface", "eth0"), 0),
+        (("--port", "80", "--peer-label", "app=bank", "--peer-namespace", "shop"), 1),
+        (("--port", "udp/53", "--source-port", "68"), 1),
+        (("--interface", "lo"), 0),
+    ],
+)
+def test_questions_about_packets(packets: str, words: tuple[str, ...], code: int) -> None:
+    assert explain(packets, "--operation", "send", "--peer", "192.0.2.7", *words) == code
+
+
+def test_an_answer_says_what_was_not_said_of_a_peer(packets: str, capsys: pytest.CaptureFixture[str]) -> None:
+    notes = answer(capsys, packets, "--operation", "send", "--peer", "192.0.2.7", "--port", "443")["notes"]
+    assert [note.partition(": ")[0] for note in notes] == [
+        "the question does not say by which domain name the peer was found",
+        "the question does not say whether the peer is a workload of this machine",
+    ]
+    found = answer(capsys, packets, "--operation", "send", "--peer", "192.0.2.7 tcp/443 name a.example.com")
+    assert found["notes"][0] == (
+        "the rule names its peers as name *.example.com: the agent finds their addresses at run time"
+    )
+    found = answer(capsys, packets, "--operation", "send", "--peer", "192.0.2.7 tcp/80 labels app=db namespace shop")
+    assert found["verdict"] == "allow"
+    assert any(note.endswith("and deny is what the engine does") for note in found["notes"])
+
+
+def test_peers_in_questions_of_programs(packets: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    peers: list[object] = [
+        {"address": "192.0.2.7", "protocol": "tcp", "port": 443, "names": ["www.example.com"]},
+        {"address": "192.0.2.7", "labels": {"app": "db"}, "namespace": "shop"},
+        "192.0.2.7 icmp/8 entity cluster",
+        "192.0.2.7 icmp/8",
+    ]
+    file = tmp_path / "questions"
+    file.write_text("".join(json.dumps({"operation": "send", "object": peer}) + "\n" for peer in peers))
+    assert explain(packets, "--questions", str(file)) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["verdict"] for one in told] == ["allow", "allow", "allow", "deny"]
+    assert told[0]["object"] == "192.0.2.7 tcp/443 name www.example.com"
+    for wrong in (
+        {"operation": "send", "object": {"port": 1}},
+        {"operation": "socket", "object": {"address": "1.1.1.1"}},
+    ):
+        file.write_text(json.dumps(wrong))
+        assert explain(packets, "--questions", str(file)) == 2
+        assert "question in line 1: found" in capsys.readouterr().err
+
+
+def test_each_question_is_answered_where_no_policy_covers(
+    packets: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "questions"
+    file.write_text('{"operation": "send", "object": "10.0.0.1"}\n{"operation": "read", "path": "/x"}\n')
+    assert explain(packets, "--label", "app=other", "--questions", str(file)) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(one["verdict"], one.get("object", one.get("path"))) for one in told] == [
+        ("deny", "10.0.0.1"),
+        ("deny", "/x"),
+    ]
+    assert all("no policy covers this workload" in one["reason"] for one in told)
+
+
+def test_what_cannot_be_looked_at_is_no_wrong_question(
+    container: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreadable(_: RootResolver, path: str) -> tuple[str, ...]:
+        message = f"found {path} unreadable"
+        raise FactsError(message)
+
+    monkeypatch.setattr(RootResolver, "resolve", unreadable)
+    monkeypatch.setattr(resolution, "expand", lambda rule_set, _: rule_set)
+    (tmp_path / "root").mkdir()
+    file = tmp_path / "questions"
+    file.write_text('{"operation": "read", "path": "/x"}\n')
+    assert explain(container, "--questions", str(file), "--rootfs", str(tmp_path / "root")) == 3
+    assert "question in line 1: found /x unreadable" in capsys.readouterr().err
 
 
 # ---- diff ----

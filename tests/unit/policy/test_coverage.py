@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from guest_agent.engines.bpf_lsm.plan import compile_table, fingerprint
 from guest_agent.engines.bpf_lsm.plan import lookup as ask_table
-from hauberk.policy import globs
+from hauberk.policy import globs, objects
 from hauberk.policy.coverage import (
     ENFORCED_SECTIONS,
     ENGINE,
@@ -21,16 +21,21 @@ from hauberk.policy.coverage import (
     packets_in_force,
     report,
     unenforced,
+    without,
 )
 from hauberk.policy.rules import (
     GRANTING_SECTIONS,
     PACKET_SECTIONS,
     Action,
     Circumstances,
+    LabelRequirement,
     ObjectKind,
     Operation,
     Origin,
+    Peer,
+    PeerGroup,
     PeerMatch,
+    PeerSelector,
     Rule,
     RuleSet,
     Section,
@@ -193,6 +198,98 @@ def test_what_is_held_grants_nothing_that_is_not_written(
     number = 1 + table.sources.index(source) if source in table.sources else 0
     assert ask_table(table.blob, path.encode(), number, operation, owner) is answer
     assert fingerprint(RuleSet(rules)) == fingerprint(RuleSet(held))
+
+
+NAME, WORLD = PeerGroup("name", "a.example.com"), PeerGroup("entity", "world")
+WEB = PeerGroup.of_workloads(PeerSelector((LabelRequirement("app", "In", ("web",)),)))
+
+
+def packets(action: Action, **parts: object) -> Rule:
+    match = PeerMatch(**parts)  # type: ignore[arg-type] # the fields of a match
+    return Rule(Section.EGRESS, ObjectKind.PEER, "x", action, ORIGIN, match=match)
+
+
+@pytest.mark.parametrize("group", [NAME, WEB])
+@pytest.mark.parametrize("scope", Scope)
+def test_only_an_allow_rule_may_name_what_is_never_known_to_be_all(group: PeerGroup, scope: Scope) -> None:
+    allow = packets(Action.ALLOW, groups=(group,))
+    assert unenforced(allow, scope) is None
+    assert packets_in_force([allow]) == (allow,)
+    block = packets(Action.BLOCK, cidrs=("10.0.0.0/8",), groups=(group, WORLD), ports=((80, 80, "tcp"),))
+    [told] = report([block], scope)
+    assert told.reason.endswith("so only an Allow rule may name such peers")
+    assert told.instead == "it refuses every peer"
+    [held] = packets_in_force([block])
+    assert held.match == PeerMatch(ports=((80, 80, "tcp"),))
+    assert held.message
+    audit = packets(Action.AUDIT, groups=(group,))
+    assert "does not tell of them" in report([audit], scope)[0].instead
+    [held] = packets_in_force([audit])
+    assert held.match == PeerMatch(nothing=True)
+    [held] = packets_in_force([packets(Action.AUDIT, groups=(group, WORLD))])
+    assert held.match == PeerMatch(groups=(WORLD,))
+
+
+def test_entities_are_left_to_who_knows_them() -> None:
+    block = packets(Action.BLOCK, groups=(WORLD,))
+    assert unenforced(block, Scope.HOST) is None
+    assert packets_in_force([block]) == (block,)
+    assert without(block, [WORLD]).match == PeerMatch()
+    assert without(block, [NAME]) is block
+    assert without(packets(Action.ALLOW, groups=(WORLD,)), {WORLD}).match == PeerMatch(nothing=True)
+    assert without(packets(Action.ALLOW, cidrs=("::/0",), groups=(WORLD,)), {WORLD}).match == PeerMatch(("::/0",))
+    assert without(PROGRAM, [WORLD]) is PROGRAM
+
+
+def test_the_loopback_interface_is_no_peer() -> None:
+    [told] = report([packets(Action.BLOCK, interfaces=("eth0", "lo"))], Scope.HOST)
+    assert told.reason == "no network policy is about the loopback interface"
+    assert told.instead == "it has no effect there"
+    assert report([packets(Action.ALLOW, interfaces=("lo",))], Scope.HOST) == ()
+
+
+@given(
+    st.lists(
+        st.builds(
+            replace,
+            st.just(packets(Action.ALLOW)),
+            action=st.sampled_from(Action),
+            default_deny=st.sampled_from((None, True, False)),
+            match=st.builds(
+                PeerMatch,
+                cidrs=st.sampled_from(((), ("10.0.0.0/8",))),
+                groups=st.lists(st.sampled_from((NAME, WORLD, WEB)), max_size=2, unique=True).map(tuple),
+                ports=st.sampled_from(((), ((80, 80, "tcp"),))),
+                quota=st.sampled_from((None, (1, 1, "pod"))),
+            ),
+        ),
+        max_size=5,
+    ).map(tuple),
+    st.sampled_from(
+        ["10.0.0.1 tcp/80", "11.0.0.1", "11.0.0.1 name a.example.com", "11.0.0.1 entity world labels app=web"]
+    ),
+    st.booleans(),
+)
+def test_what_is_held_of_packets_grants_nothing_that_is_not_written(
+    rules: tuple[Rule, ...], text: str, beyond: bool  # noqa: FBT001
+) -> None:  # fmt: skip
+    peer = objects.read(Operation.SEND, text)
+    assert isinstance(peer, Peer)
+
+    def of(some: tuple[Rule, ...], *, strangers: bool = False) -> Verdict:
+        """Decide; strangers: of incomplete groups, nobody is known to be a member."""
+        known = replace(peer, names=(), labels=None) if strangers else peer
+        asked = Circumstances(peer=known, beyond_quota=beyond)
+        matching = [rule for rule in some if objects.matches(rule, known)]
+        return decide(RuleSet(some), matching, Operation.SEND, source=None, owner=True, known=asked).verdict
+
+    held = packets_in_force(rules)
+    assert packets_in_force(held) == held
+    assert report(held, Scope.CONTAINER) == ()
+    if of(rules) is Verdict.DENY:
+        assert of(held) is Verdict.DENY
+        assert of(held, strangers=True) is Verdict.DENY
+    assert RuleSet(held).is_allow_list(Section.EGRESS) is RuleSet(rules).is_allow_list(Section.EGRESS)
 
 
 GUIDE = Path(__file__).parents[3] / "docs" / "enforcement.md"

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hauberk.policy import globs
+from hauberk.policy.rules import LabelRequirement
 from hauberk.policy.selectors import (
     ExpressionError,
     Scope,
@@ -143,6 +144,9 @@ def host(*, name: str = "", expression: str = "", label: str = "kubearmor.io/hos
         (host(expression="ode-*"), False),
         (host(expression="(node|edge)-[0-9]"), True),
         (host(expression="edge-*"), False),
+        (host(expression=r"node-\*"), False),  # the character
+        (host(expression=r"node\.*"), False),  # a dot, and anything
+        (host(expression=r"node\-*"), True),
         (host(name="*", expression="edge-*"), False),
         (Selector((("kubernetes.io/os", "linux"),), scope=Scope.HOST), True),
         (Selector((("kubernetes.io/os", "plan9"),), scope=Scope.HOST), False),
@@ -256,3 +260,15 @@ def test_any_text_is_an_expression_or_refused(text: str) -> None:
     except ExpressionError as caught:
         error = caught
     assert error is None or error.message
+
+
+def test_requirements_of_labels_must_all_hold() -> None:
+    exists, not_canary = LabelRequirement("app", "Exists"), LabelRequirement("track", "NotIn", ("canary",))
+    selector = Selector(requirements=(exists, not_canary))
+    assert selector.matches("", WorkloadIdentity(labels={"app": "x"}))
+    assert not selector.matches("", WorkloadIdentity(labels={"app": "x", "track": "canary"}))
+    assert not selector.matches("", WorkloadIdentity(labels={"track": "stable"}))
+    assert not selector.covers_every_container
+    on_hosts = Selector(scope=Scope.HOST, requirements=(not_canary,))
+    assert on_hosts.matches("", WorkloadIdentity(host=True))
+    assert not on_hosts.matches("", WorkloadIdentity(host=True, labels={"track": "canary"}))

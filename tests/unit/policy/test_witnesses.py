@@ -15,7 +15,6 @@ from hauberk.policy.rules import (
     ObjectKind,
     Operation,
     Origin,
-    PeerMatch,
     Rule,
     SyscallMatch,
 )
@@ -27,20 +26,10 @@ domains = st.lists(st.sampled_from(LABELS), min_size=1, max_size=4).map(".".join
 names = st.tuples(domains, st.sampled_from(("", ".cluster.local", ".svc.cluster.local"))).map("".join)
 paths = st.sampled_from(("/", "/etc", "/etc/", "/etc/a", "/var/x/", "/etcx"))
 some_bytes = st.none() | st.sampled_from((1, 2, 255))
-addresses = ("0.0.0.1", "10.0.0.1", "10.1.0.0", "255.255.255.255", "::", "fd00::1", "::ffff:10.0.0.1", "2001:db8::")
-cidrs = st.sampled_from(
-    ("0.0.0.0/0", "10.0.0.0/8", "10.0.0.0/9", "10.128.0.0/9", "10.0.0.1/32", "::/0", "::/1", "fd00::/8", "fd00::1/128")
-)
-ports = st.tuples(st.sampled_from((1, 80, 443)), st.sampled_from((443, 1000, 65535)), st.sampled_from(("tcp", "udp")))
-interfaces = st.sampled_from(("eth0", "eth*", "*", "e*", "ethx", "x"))
 
 
 def a_rule(operation: Operation, kind: ObjectKind, value: str, match: object = None) -> Rule:
     return Rule(SECTION_OF[operation], kind, value, Action.BLOCK, ORIGIN, match=match)  # type: ignore[arg-type]
-
-
-def few(strategy: st.SearchStrategy[object]) -> st.SearchStrategy[tuple[object, ...]]:
-    return st.lists(strategy, max_size=2, unique=True).map(tuple)
 
 
 RULES = {
@@ -60,9 +49,6 @@ RULES = {
     Operation.ATTACH: st.builds(DeviceMatch, some_bytes, some_bytes, some_bytes, some_bytes).map(
         lambda match: a_rule(Operation.ATTACH, ObjectKind.DEVICE, "", match)
     ),
-    Operation.SEND: st.builds(PeerMatch, few(cidrs), few(interfaces), few(ports)).map(
-        lambda match: a_rule(Operation.SEND, ObjectKind.PEER, "", match)
-    ),
 }
 a_byte = st.sampled_from((0, 1, 2, 3, 255))
 TEXTS = {
@@ -75,11 +61,6 @@ TEXTS = {
     ).map("".join),
     Operation.ATTACH: st.builds("{}/{}/{}@{}".format, a_byte.filter(bool), a_byte, a_byte, a_byte)
     | st.sampled_from(("1", "2/2", "HID/1/2")),
-    Operation.SEND: st.tuples(
-        st.sampled_from(addresses),
-        st.sampled_from(("", " tcp/1", " tcp/80", " tcp/500", " udp/443", " udp/65535", " sctp/80")),
-        st.sampled_from(("", " on eth0", " on eth1", " on ethx", " on e", " on x", " on zz")),
-    ).map("".join),
 }
 
 
