@@ -127,7 +127,8 @@ class Evaluation:
             return self._look_up(right, values) is not None
         if body["op"] == "in":
             return values[0] in right if isinstance(right, list) else values[0] == right
-        return bool(values[0] == (ranges.interface(right)[0] if right == "lo" else right))
+        same = bool(values[0] == (ranges.interface(right)[0] if right == "lo" else right))
+        return same is (body["op"] == "==")
 
     def _look_up(self, reference: str, values: Sequence[Any] | None) -> Verdict | None:
         """Give what a map says of values; of a set, an empty verdict for what is in it."""

@@ -48,6 +48,11 @@ def state(*states: str) -> Expression:
     return {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": right}}
 
 
+def differs(left: Expression, right: str) -> Expression:
+    """Give a match with anything but a constant."""
+    return {"match": {"op": "!=", "left": left, "right": right}}
+
+
 ESTABLISHED: Final = state("established", "related")
 INVALID: Final = state("invalid")
 REPLY: Final = equals({"ct": {"key": "direction"}}, "reply")

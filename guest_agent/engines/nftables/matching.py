@@ -321,14 +321,24 @@ def union(rules: Iterable[Rule], sets: Sets, stage: str, resolved: Mapping[PeerG
     anywhere = cells.pop((), _Cell()).steps(sets, stage)
     if _ALWAYS in anywhere:
         return (_ALWAYS,)
-    items = [
-        (tag, ranges.merge(map(ranges.interface, names)), (Enter(stage + tag, steps),))
-        for names, cell in cells.items()
-        if (steps := cell.steps(sets, stage + (tag := f"i{short(*names)}-")))
-    ]
-    return (*anywhere, *_dispatch(f"{stage}if", ("interface",), items))
+    named: list[_Item] = []
+    begun: list[Step] = []
+    for names, cell in cells.items():
+        tag = f"i{short(*names)}-"
+        steps = cell.steps(sets, stage + tag)
+        if not steps:
+            continue
+        inner = (Enter(stage + tag, steps),)
+        whole = ranges.merge(ranges.interface(one) for one in names if not one.endswith("*"))
+        beginnings = ranges.merge(ranges.interface(one) for one in names if one.endswith("*"))
+        named += [(tag, whole, inner)] if whole else []
+        # A map of its own: where beginnings were cut up by whole names, what nft lists would be unreadable bytes.
+        begun += _dispatch(f"{stage}{tag}b", ("interface",), [(tag, beginnings, inner)]) if beginnings else ()
+    return (*anywhere, *_dispatch(f"{stage}if", ("interface",), named), *begun)
 
 
+_Item = tuple[str, "Union", tuple[Step, ...]]
+"""A part of names, where it holds, and what is looked up there."""
 Alternative = tuple[Lookup, ...]
 """Look-ups that all have to find the packet."""
 
@@ -377,9 +387,7 @@ def _port_lists(ports: Union, sets: Sets, role: str) -> tuple[Lookup, ...]:
     )
 
 
-def _dispatch(
-    role: str, parts: tuple[Part, ...], items: Sequence[tuple[str, Union, tuple[Step, ...]]]
-) -> tuple[Dispatch, ...]:
+def _dispatch(role: str, parts: tuple[Part, ...], items: Sequence[_Item]) -> tuple[Dispatch, ...]:
     """Give a map that leads to what holds at each place. Items are a role, where they hold, and their steps."""
     decided = ranges.merge(one for _, where, steps in items if _ALWAYS in steps for one in where)
     open_items = {
@@ -459,9 +467,7 @@ def _join(found: dict[Union, Addresses], where: Union, addresses: Addresses) -> 
     found[where] = addresses if held is None else held.joined(addresses)
 
 
-def _items(
-    found: Mapping[Union, Addresses], sets: Sets, role: str, families: tuple[int, ...]
-) -> list[tuple[str, Union, tuple[Step, ...]]]:
+def _items(found: Mapping[Union, Addresses], sets: Sets, role: str, families: tuple[int, ...]) -> list[_Item]:
     """Give for each list of places what is looked up there."""
     items = []
     for where, addresses in found.items():
@@ -472,9 +478,7 @@ def _items(
     return items
 
 
-def _ports(
-    found: Mapping[Union, Addresses], sets: Sets, role: str
-) -> tuple[list[tuple[str, Union, tuple[Step, ...]]], list[Step]]:
+def _ports(found: Mapping[Union, Addresses], sets: Sets, role: str) -> tuple[list[_Item], list[Step]]:
     """Give what is reached from the protocol and its ports, and the steps that begin at the address."""
     sizes = [
         (-size, family, ports)
@@ -515,11 +519,9 @@ def _ports(
     return _by_port(_items(mapped, sets, role, _FAMILIES), role), steps
 
 
-def _by_port(
-    items: Sequence[tuple[str, Union, tuple[Step, ...]]], role: str
-) -> list[tuple[str, Union, tuple[Step, ...]]]:
+def _by_port(items: Sequence[_Item], role: str) -> list[_Item]:
     """Turn what holds for ports into what holds for their protocols: a map of ports each."""
-    split: dict[int, list[tuple[str, Union, tuple[Step, ...]]]] = {}
+    split: dict[int, list[_Item]] = {}
     for tag, where, steps in items:
         for protocol, ports in _by_protocol(where).items():
             split.setdefault(protocol, []).append((tag, tuple(ports), steps))

@@ -262,6 +262,8 @@ class _Planner:
             for hook in hooks:
                 writer.rule(
                     writer.chain(f"answers.{hook}", hook),
+                    # On loopback a workload could answer itself.
+                    *([expressions.differs(expressions.meta("iifname"), "lo")] if hook == "input" else []),
                     expressions.equals(expressions.payload(protocol, "saddr"), f"@r{family}"),
                     expressions.equals(expressions.payload("udp", "sport"), _NAME_PORT),
                     ESTABLISHED,

@@ -314,7 +314,13 @@ def test_answers_of_resolvers_are_copied_where_rules_name_peers() -> None:
     evaluation = Evaluation(ruleset)
     assert evaluation.packet("input", answer).answers == 1
     assert evaluation.packet("input", replace(answer, source="fd00::53", destination="fd00::1")).answers == 1
-    for other in ({"source": "10.0.0.54"}, {"source_port": 54}, {"state": "new"}, {"protocol": 6}):
+    for other in (
+        {"source": "10.0.0.54"},
+        {"source_port": 54},
+        {"state": "new"},
+        {"protocol": 6},
+        {"interface_in": "lo"},
+    ):
         assert evaluation.packet("input", replace(answer, **other)).answers == 0
     assert not [one for one in plan(of(named)).chains if one.name.startswith("answers")]
     assert "answers.forward" not in hooks(ruleset)
