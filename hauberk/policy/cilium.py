@@ -98,7 +98,7 @@ def of_pods_and_namespaces(
         elif one.key.startswith(labels.NAMESPACE_LABELS):
             key = one.key.removeprefix(labels.NAMESPACE_LABELS)
             of_namespaces.append(LabelRequirement(key, one.operator, one.values))
-        else:
+        elif one.key not in labels.UNKNOWN:  # of these is asked only that they exist, as they do
             of_pods.append(one)
     return tuple(of_pods), tuple(of_namespaces)
 

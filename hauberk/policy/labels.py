@@ -27,7 +27,7 @@ UNKNOWN = {
     "io.cilium.k8s.policy.cluster": "the cluster",
     "io.cilium.k8s.policy.serviceaccount": "the service account",
 }
-"""Labels that Cilium makes of what is not known here, and of what."""
+"""Labels that Cilium makes of what is not known here, and of what. It gives them to every workload of a cluster."""
 
 
 def is_key(text: str) -> bool:

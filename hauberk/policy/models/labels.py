@@ -6,13 +6,16 @@ Other than KubeArmor's: an expression is about one label, with values of its own
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from hauberk.policy import labels
 from hauberk.policy.models.base import NULL_IS_ABSENT, Strict, refuse, shown
 from hauberk.policy.vocabulary import ENTITIES
+
+if TYPE_CHECKING:
+    from hauberk.policy.documents import FieldPath
 
 MAXIMUM_REQUIREMENTS = 256
 """Most expressions of one selector, and values of one expression."""
@@ -51,14 +54,20 @@ def _key_of_cilium(label: str) -> str:
             "Write the name alone",
             shown(label),
         )
-    if key in labels.UNKNOWN:
-        refuse(
-            f"a label that workloads have; {labels.UNKNOWN[key]} is not known to this machine",
-            "Select by labels of the pod and of its namespace's name",
-            shown(label),
-        )
     _key(key)
     return label
+
+
+def _known(label: str, below: FieldPath) -> None:
+    """Refuse a label that Cilium makes of what is not known here."""
+    what = labels.UNKNOWN.get(labels.split(label)[1])
+    if what is not None:
+        refuse(
+            f"a label that workloads have; {what} is not known to this machine",
+            "Select by labels of the pod and of its namespace's name",
+            shown(label),
+            below,
+        )
 
 
 LabelKey = Annotated[str, AfterValidator(_key), Field(json_schema_extra={"pattern": labels.KEY_PATTERN})]
@@ -108,12 +117,24 @@ class CiliumRequirement(_Requirement):
 
     key: CiliumKey
 
+    @model_validator(mode="after")
+    def _about_what_is_known(self) -> Self:
+        if self.operator != "Exists":  # every workload has these labels
+            _known(self.key, ("key",))
+        return self
+
 
 class CiliumSelector(Strict):
     """Endpoints or nodes by their labels, which may have their source before their key."""
 
     matchLabels: Annotated[dict[CiliumKey, LabelValue], _EMPTY_FOR_NULL, NULL_IS_ABSENT] = {}
     matchExpressions: Annotated[list[CiliumRequirement], _NONE_FOR_NULL, _FEW, NULL_IS_ABSENT] = []
+
+    @model_validator(mode="after")
+    def _about_what_is_known(self) -> Self:
+        for label in self.matchLabels:
+            _known(label, ("matchLabels", label))
+        return self
 
     @model_validator(mode="after")
     def _what_is_reserved_is_alone(self) -> Self:

@@ -194,6 +194,8 @@ def test_which_directions_are_lists(spec: dict[str, Any], receives: Verdict, sen
         ({"matchLabels": {"k8s:io.cilium.k8s.namespace.labels.env": "prod"}},
          PeerGroup.of_workloads(PeerSelector(namespace_labels=(LabelRequirement("env", "In", ("prod",)),)))),
         ({"matchLabels": {"reserved:host": ""}}, PeerGroup("entity", "host")),
+        ({"matchExpressions": [expression("Exists", key="io.cilium.k8s.policy.cluster")]},
+         PeerGroup.of_workloads(PeerSelector(namespaces=("shop",)))),
     ],
 )  # fmt: skip
 def test_endpoints_as_peers(endpoints: dict[str, Any], groups: PeerGroup) -> None:
@@ -420,6 +422,8 @@ def test_a_policy_may_say_that_it_does_not_audit() -> None:
         ({"fromEndpoints": [{"matchLabels": {"fqdn:x": "y"}}]}, "fromEndpoints[0].matchLabels.fqdn:x", "k8s:, any:"),
         ({"fromEndpoints": [{"matchLabels": {"io.cilium.k8s.policy.serviceaccount": "x"}}]},
          "fromEndpoints[0].matchLabels.io.cilium.k8s.policy.serviceaccount", "the service account is not known"),
+        ({"fromEndpoints": [{"matchExpressions": [expression("In", "x", key="io.cilium.k8s.policy.cluster")]}]},
+         "fromEndpoints[0].matchExpressions[0].key", "the cluster is not known"),
         ({"fromEndpoints": [{"matchLabels": {"a": "b c"}}]}, "fromEndpoints[0].matchLabels.a", "value of a label"),
         ({"fromNodes": [{}]}, "fromNodes", "Write their addresses with fromCIDR"),
         ({"fromGroups": [{}]}, "fromGroups", "fromCIDRSet"),

@@ -84,7 +84,7 @@ WRONG_VALUES_OF: dict[str, dict[str, tuple[object, ...]]] = {
         "apiVersion": ("cilium.io/v1", "networking.k8s.io/v1"),
         "specs": ([], [None], {}),
         "operator": ("in", "Equals", ""),
-        "key": ("", "a b", "fqdn:x", "-x", "io.cilium.k8s.policy.cluster"),
+        "key": ("", "a b", "fqdn:x", "-x"),
         "values": (["a b"], ["-"], "x", [1]),
         "port": ("", "65536", "htpps", "1-2", 443, "0x10"),
         "protocol": ("tcp", "IP", ""),
