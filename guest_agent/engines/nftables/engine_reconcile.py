@@ -59,7 +59,7 @@ def reconcile(held: Table | None, wanted: Table) -> Change:
         rewritten = present.chains.keys() | wanted.chains.keys()
     rewritten |= wanted.chains.keys() - chains
     kept = _Kept(sets, chains, quotas, rewritten)
-    begun = (Step(kernel.new_table(), "the table"),) if held is None else ()
+    begun = (Step(kernel.new_table(), "the table"),) if held is None or held.flags != wanted.flags else ()
     steps = (*begun, *_removals(present, wanted, kept), *_additions(present, wanted, kept))
     structure = bool(begun or rewritten) or sets != wanted.sets.keys() or quotas != wanted.quotas.keys()
     return Change("nothing" if not steps else "table" if structure else "elements", steps)
@@ -144,6 +144,8 @@ def differs(held: Table | None, wanted: Table) -> str:
     """
     if held is None:
         return "the table was deleted"
+    if held.flags != wanted.flags:
+        return f"the table has the flags {held.flags}"
     for kind, found, expected in (("chain", held.chains, wanted.chains), ("quota", held.quotas, wanted.quotas)):
         for name in sorted(found.keys() | expected.keys()):
             if not _equal(found.get(name), expected.get(name)):

@@ -38,6 +38,7 @@ NEW_OBJECT, GET_OBJECT, DELETE_OBJECT, RESET_OBJECT = range(18, 22)
 QUOTA: Final = 2
 
 TABLE_NAME: Final = 1  # what is said of a table, a chain, a rule, a set, its elements or an object begins with this
+_TABLE_FLAGS: Final = 2
 _GENERATION_ID: Final = 1
 _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE, _CHAIN_USERDATA = 3, 4, 5, 7, 12
 _CHAIN_KEPT: Final = (_CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE, _CHAIN_USERDATA)
@@ -99,6 +100,7 @@ class Table:
     chains: Mapping[str, Chain] = field(default_factory=dict)
     sets: Mapping[str, Set] = field(default_factory=dict)
     quotas: Mapping[str, Quota] = field(default_factory=dict)
+    flags: int = 0  # of the table; that it sleeps is one
 
     def digest(self, sums: Mapping[str, int] | None = None) -> str:
         """Give the SHA-256 (hex) of all that lasts: not of usage, nor of elements that end by themselves.
@@ -118,6 +120,8 @@ class Table:
             take(b"set", name.encode(), kept.definition, total.to_bytes(_SUM_BYTES, "big"))
         for name, quota in sorted(self.quotas.items()):
             take(b"quota", name.encode(), u64(quota.over, quota.limit))
+        if self.flags:
+            take(b"flags", u32(_TABLE_FLAGS, self.flags))
         return digest.hexdigest()
 
 
@@ -220,8 +224,8 @@ def message(kind: int, *parts: bytes, flags: int = 0, table: str = TABLE) -> Mes
 
 
 def new_table() -> Message:
-    """Make the table, if it is not there."""
-    return message(NEW_TABLE, flags=netlink.CREATE)
+    """Make the table if it is not there, and wake it if it sleeps."""
+    return message(NEW_TABLE, u32(_TABLE_FLAGS, 0), flags=netlink.CREATE)
 
 
 def delete_table() -> Message:
@@ -355,8 +359,10 @@ def read_table(channel: NetlinkSocket, table: str = TABLE) -> tuple[Table | None
 
 
 def _read_table(channel: NetlinkSocket, table: str) -> Table | None:
+    flags = 0
     try:
-        channel.ask(message(GET_TABLE, table=table))
+        for answer in channel.ask(message(GET_TABLE, table=table)):
+            flags = netlink.read_number(netlink.netfilter_attributes(answer).get(_TABLE_FLAGS, b""))
     except NetlinkError as error:
         if error.errno == errno.ENOENT:
             return None
@@ -379,7 +385,7 @@ def _read_table(channel: NetlinkSocket, table: str) -> Table | None:
         for read in _dump(channel, GET_OBJECT, table)
         if netlink.read_number(read[_OBJECT_TYPE]) == QUOTA
     }
-    return Table(chains, sets, quotas)
+    return Table(chains, sets, quotas, flags)
 
 
 def read_quotas(channel: NetlinkSocket) -> dict[str, Quota]:

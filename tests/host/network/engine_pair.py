@@ -215,6 +215,10 @@ class Flow:
         """Tell whether something sent from either end still arrives at the other."""
         return self._passes(self.client, self.server) or self._passes(self.server, self.client)
 
+    def reaches_the_server(self) -> bool:
+        """Tell whether something that the client sends arrives."""
+        return self._passes(self.client, self.server)
+
     @staticmethod
     def _passes(one: socket.socket, other: socket.socket) -> bool:
         other.settimeout(SHORT)
