@@ -8,8 +8,10 @@ allowed, the rest is refused); the same rules as a list of nftables, which is wh
 as sets that somebody who knows nftables wrote by hand. All of them let established flows pass first, and tell what they
 refuse at the same rate.
 
-Rounds go round all rulesets, and medians are told; ratios are to our own empty ruleset, or to what is named beside.
-Times are of the machine it runs on; ratios travel.
+Rounds go round all rulesets, and medians are told. Of packets that is time of the processor, which what else the
+machine does hardly adds to, and of the clock; one thread has both ends of every flow, so it is the time of all that
+happens to a packet from end to end. Ratios are to our own empty ruleset, or to what is named beside; times are of the
+machine it runs on, ratios travel.
 """
 
 from __future__ import annotations
@@ -36,16 +38,19 @@ if TYPE_CHECKING:
 
     from hauberk.policy.rules import RuleSet
 
+    Words = Callable[["Ruleset"], tuple[object, ...]]
+
 SIZES: Final = (0, 1, 100, 1_000, 10_000, 100_000)
 LONGEST_LIST: Final = 10_000
 """Rules beyond which a list is not measured: at 100,000 a packet takes milliseconds."""
 FLOOD_PACKETS: Final = 100_000
 LONGEST_FLOOD_SECONDS: Final = 2.0
 TRIPS: Final = 5_000
+FLOW_TRIPS: Final = 50_000
 CONNECTIONS: Final = 5_000
-STREAM_MILLISECONDS: Final = 1_000
+CHUNKS: Final = 5_000
 CHANGED_RULES: Final = 10_000
-PARTS: Final = ("packets", "trips", "connections", "stream", "changes", "memory")
+PARTS: Final = ("packets", "trips", "flow", "connections", "stream", "changes", "memory")
 ENVIRONMENT_LACKS: Final = 3
 
 
@@ -85,79 +90,70 @@ def compared(made: World, engine: NftablesEngine, sizes: Sequence[int], director
     return found
 
 
-def rounds_of(rulesets: Sequence[Ruleset], rounds: int, measure: Callable[[Ruleset], float]) -> dict[Ruleset, float]:
-    """Measure each ruleset in each round, and give the medians."""
-    found: dict[Ruleset, list[float]] = {ruleset: [] for ruleset in rulesets}
+def table(title: str, made: World, rulesets: Sequence[Ruleset], rounds: int, words: Words) -> None:
+    """Measure each ruleset in each round, and print the medians with ratios to our own empty ruleset."""
+    found: dict[Ruleset, list[tuple[int, int]]] = {ruleset: [] for ruleset in rulesets}
     for _ in range(rounds):
         for ruleset in rulesets:
-            found[ruleset].append(measure(ruleset))
-    return {ruleset: statistics.median(values) for ruleset, values in found.items()}
-
-
-def show(title: str, unit: str, figures: dict[Ruleset, float], *, more_is_better: bool = False) -> None:
-    """Print a table with ratios to our own empty ruleset."""
-    print(f"\n{title}\n{'':24}{unit:>14}{'ratio':>10}")
-    empty = next((value for ruleset, value in figures.items() if ruleset[:2] == ("hauberk", 0)), None)
-    for ruleset, value in figures.items():
-        ratio = "" if empty is None else f"{empty / value if more_is_better else value / empty:10.3f}"
-        print(f"{ruleset.title:24}{value:14,.0f}{ratio}", flush=True)
+            found[ruleset].append(made.send(*words(ruleset)))
+    medians = {
+        ruleset: [statistics.median(column) for column in zip(*found[ruleset], strict=True)] for ruleset in found
+    }
+    empty = next((values[1] for ruleset, values in medians.items() if ruleset[:2] == ("hauberk", 0)), None)
+    print(f"\n{title}, ns\n{'':24}{'processor':>12}{'ratio':>10}{'a second':>12}{'clock':>12}")
+    for ruleset, (clock, processor) in medians.items():
+        ratio = f"{processor / empty:10.3f}" if empty else " " * 10
+        print(f"{ruleset.title:24}{processor:12,.0f}{ratio}{1e9 / processor:12,.0f}{clock:12,.0f}", flush=True)
 
 
 def packets(made: World, rulesets: Sequence[Ruleset], rounds: int) -> None:
     """Flood every receiver with packets of flows that nobody knows and no rule is about."""
-    processor: dict[Ruleset, list[float]] = {ruleset: [] for ruleset in rulesets}
-    pace: dict[Ruleset, int] = {}
 
-    def flood(ruleset: Ruleset, count: int) -> list[int]:
-        return made.send("flood", FLOOD_SOURCES, ruleset.receiver.address, str(rules.FLOOD_PORT), str(count))
+    def flood(ruleset: Ruleset, count: int) -> tuple[object, ...]:
+        return "flood", FLOOD_SOURCES, ruleset.receiver.address, rules.FLOOD_PORT, count
 
-    def measure(ruleset: Ruleset) -> float:
-        expected = pace.get(ruleset) or pace.setdefault(ruleset, flood(ruleset, 256)[0])
-        clock, of_processor = flood(ruleset, min(FLOOD_PACKETS, int(LONGEST_FLOOD_SECONDS * 1e9 / max(expected, 1))))
-        processor[ruleset].append(of_processor)
-        return clock
-
-    figures = rounds_of(rulesets, rounds, measure)
-    show("Packets that no rule matches (64 bytes, UDP, each a flow of its own)", "ns/packet", figures)
-    medians = {ruleset: statistics.median(values) for ruleset, values in processor.items()}
-    show("The same, time of the processor", "ns/packet", medians)
+    counts = {
+        ruleset: min(FLOOD_PACKETS, int(LONGEST_FLOOD_SECONDS * 1e9 / max(made.send(*flood(ruleset, 256))[1], 1)))
+        for ruleset in rulesets
+    }
+    title = "A packet that no rule matches (64 bytes of UDP, each a flow of its own)"
+    table(title, made, rulesets, rounds, lambda ruleset: flood(ruleset, counts[ruleset]))
 
 
 def trips(made: World, rulesets: Sequence[Ruleset], rounds: int) -> None:
     """Send there and back, each a flow of its own that a rule allows after all others were asked."""
-    for ruleset in rulesets:
-        made.serve(ruleset.receiver, "echo", str(rules.ECHO_PORT))
 
-    def measure(ruleset: Ruleset) -> float:
-        return made.send("trips", ruleset.receiver.nets, str(rules.ECHO_PORT), str(TRIPS))[0]
+    def words(ruleset: Ruleset) -> tuple[object, ...]:
+        return "trips", ruleset.receiver.path, ruleset.receiver.nets, rules.ECHO_PORT, TRIPS
 
-    show("Round trips (UDP, each a flow of its own)", "ns/trip", rounds_of(rulesets, rounds, measure))
+    table("A round trip (UDP, each a flow of its own)", made, rulesets, rounds, words)
+
+
+def flow(made: World, rulesets: Sequence[Ruleset], rounds: int) -> None:
+    """Send there and back in one flow, which conntrack knows after the first packet."""
+
+    def words(ruleset: Ruleset) -> tuple[object, ...]:
+        return "flow", ruleset.receiver.path, ruleset.receiver.address, rules.ECHO_PORT, FLOW_TRIPS
+
+    table("A round trip within one flow (UDP)", made, rulesets, rounds, words)
 
 
 def connections(made: World, rulesets: Sequence[Ruleset], rounds: int) -> None:
     """Make and end TCP connections."""
-    for ruleset in rulesets:
-        made.serve(ruleset.receiver, "accept", str(rules.ACCEPT_PORT))
 
-    def measure(ruleset: Ruleset) -> float:
-        words = ("connect", ruleset.receiver.address, str(rules.ACCEPT_PORT), str(CONNECTIONS))
-        return 1e9 / made.send(*words)[0]
+    def words(ruleset: Ruleset) -> tuple[object, ...]:
+        return "connect", ruleset.receiver.path, ruleset.receiver.address, rules.ACCEPT_PORT, CONNECTIONS
 
-    figures = rounds_of(rulesets, rounds, measure)
-    show("Connections (TCP, made and ended one after the other)", "per second", figures, more_is_better=True)
+    table("A TCP connection, made and ended", made, rulesets, rounds, words)
 
 
 def stream(made: World, rulesets: Sequence[Ruleset], rounds: int) -> None:
     """Write to one connection."""
-    for ruleset in rulesets:
-        made.serve(ruleset.receiver, "sink", str(rules.SINK_PORT))
 
-    def measure(ruleset: Ruleset) -> float:
-        words = ("stream", ruleset.receiver.address, str(rules.SINK_PORT), str(STREAM_MILLISECONDS))
-        return made.send(*words)[0] / 1e6
+    def words(ruleset: Ruleset) -> tuple[object, ...]:
+        return "stream", ruleset.receiver.path, ruleset.receiver.address, rules.SINK_PORT, CHUNKS
 
-    figures = rounds_of(rulesets, rounds, measure)
-    show("A long flow (TCP, one connection)", "megabytes/s", figures, more_is_better=True)
+    table("64 KiB of a long flow (TCP)", made, rulesets, rounds, words)
 
 
 def milliseconds(action: Callable[[], object]) -> float:
@@ -275,7 +271,7 @@ def measure(arguments: argparse.Namespace) -> None:
         if "changes" in arguments.only:
             # first: an agent's process does not hold the many rules of the other measurements
             changes(made, engine, arguments.rounds, directory)
-        of_packets = {"packets": packets, "trips": trips, "connections": connections, "stream": stream}
+        of_packets = {"packets": packets, "trips": trips, "flow": flow, "connections": connections, "stream": stream}
         wanted = [of_packets[part] for part in arguments.only if part in of_packets]
         if wanted:
             rulesets = compared(made, engine, arguments.rules, directory)

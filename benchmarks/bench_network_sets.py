@@ -182,10 +182,10 @@ def load(receiver: Receiver, commands: Commands) -> float:
 
 
 def flood(made: World, receiver: Receiver) -> float:
-    """Tell how many nanoseconds a packet takes."""
+    """Tell how many nanoseconds of the processor a packet takes."""
 
     def nanoseconds(count: int) -> int:
-        return made.send("flood", FLOOD_SOURCES, receiver.address, str(FLOOD_PORT), str(count))[0]
+        return made.send("flood", FLOOD_SOURCES, receiver.address, FLOOD_PORT, count)[1]
 
     count = min(PACKETS, int(SECONDS * 1e9 / nanoseconds(256)))
     return statistics.median(nanoseconds(count) for _ in range(5))

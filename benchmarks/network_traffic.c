@@ -1,23 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Traffic for the benchmark of network policies: one way, it costs as little as it can beside the packets.
  *
- *   flood SOURCE/16 DESTINATION PORT COUNT   UDP packets of 64 bytes, each a flow of its own: nanoseconds a packet, of
- *                                            the clock and of the processor ("4100 3900")
- *   echo PORT                                send back what comes, from the address it came to
- *   trips DESTINATION/16 PORT COUNT          UDP there and back, each a flow of its own: nanoseconds a trip, losses
- *   accept PORT                              take TCP connections and end them
- *   connect DESTINATION PORT COUNT           make TCP connections and end them: nanoseconds a connection
- *   sink PORT                                take one TCP connection after another and read it to its end
- *   stream DESTINATION PORT MILLISECONDS     write to a TCP connection: bytes a second
+ *   flood SOURCE/16 DESTINATION PORT COUNT    UDP packets of 64 bytes, each a flow of its own
+ *   trips NAMESPACE DESTINATION/16 PORT COUNT UDP there and back, each a flow of its own
+ *   flow NAMESPACE DESTINATION PORT COUNT     UDP there and back, all of one flow
+ *   connect NAMESPACE DESTINATION PORT COUNT  make TCP connections and end them
+ *   stream NAMESPACE DESTINATION PORT COUNT   64 KiB, so often, through one TCP connection
  *
- * Servers write "ready" when they are. Sources of a flood are made up, so it needs a raw socket.
+ * Each writes the nanoseconds that one took, of the clock and of the processor: "4100 3900". One thread has both ends, the
+ * other one in the network namespace that a path names, and a virtual Ethernet pair hands a packet on within the call that
+ * sends it: so nobody waits for anybody, and the processor's time is that of both ends and of all that is between them.
+ * Sources of a flood are made up, so it needs a raw socket.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/ip.h>
 #include <netinet/udp.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,7 +29,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PACKET = 64, BATCH = 64, SOCKETS = 64, CHUNK = 1 << 17 };
+enum { PACKET = 64, BATCH = 64, SOCKETS = 64, CHUNK = 1 << 16, ROOM = 1 << 20, WARMING = 500 };
 
 static void fail(const char *what)
 {
@@ -65,23 +67,41 @@ static struct sockaddr_in place(const char *address, const char *port)
 	return found;
 }
 
-static int listening(int kind, const char *port)
+/* A socket of another network namespace, bound to a port. */
+static int in_namespace(const char *path, int kind, const char *port)
 {
 	struct sockaddr_in any = place("0.0.0.0", port);
-	int one = 1, made = socket(AF_INET, kind, 0);
+	int one = 1, made, here = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC), there = open(path, O_RDONLY | O_CLOEXEC);
 
+	if (here < 0 || there < 0 || setns(there, CLONE_NEWNET))
+		fail(path);
+	made = socket(AF_INET, kind, 0);
 	setsockopt(made, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
 	if (bind(made, (struct sockaddr *)&any, sizeof any))
 		fail("bind");
-	if (kind == SOCK_STREAM && listen(made, 4096))
+	if (kind == SOCK_STREAM && listen(made, 16))
 		fail("listen");
+	if (setns(here, CLONE_NEWNET))
+		fail("setns");
 	return made;
 }
 
-static void ready(void)
+static struct {
+	int64_t clock, processor;
+} began;
+
+static void begin(void)
 {
-	puts("ready");
-	fflush(stdout);
+	began.clock = nanoseconds(CLOCK_MONOTONIC);
+	began.processor = nanoseconds(CLOCK_PROCESS_CPUTIME_ID);
+}
+
+static int told(long count)
+{
+	long clock = (nanoseconds(CLOCK_MONOTONIC) - began.clock) / count;
+
+	printf("%ld %ld\n", clock, (long)((nanoseconds(CLOCK_PROCESS_CPUTIME_ID) - began.processor) / count));
+	return 0;
 }
 
 static int flood(const char *sources, const char *destination, const char *port, long count)
@@ -92,7 +112,6 @@ static int flood(const char *sources, const char *destination, const char *port,
 	struct mmsghdr messages[BATCH] = {0};
 	struct iovec parts[BATCH];
 	int out = socket(AF_INET, SOCK_RAW, IPPROTO_RAW), room = 8 << 20;
-	int64_t clock, processor;
 	long sent = 0;
 
 	if (out < 0)
@@ -110,8 +129,7 @@ static int flood(const char *sources, const char *destination, const char *port,
 		parts[i] = (struct iovec){packets[i], PACKET};
 		messages[i].msg_hdr = (struct msghdr){.msg_name = &to, .msg_namelen = sizeof to, .msg_iov = &parts[i], .msg_iovlen = 1};
 	}
-	clock = nanoseconds(CLOCK_MONOTONIC);
-	processor = nanoseconds(CLOCK_PROCESS_CPUTIME_ID);
+	begin();
 	while (sent < count) {
 		int wanted = count - sent < BATCH ? count - sent : BATCH, done;
 
@@ -129,155 +147,122 @@ static int flood(const char *sources, const char *destination, const char *port,
 			fail("sendmmsg");
 		sent += done > 0 ? done : 0;
 	}
-	clock = nanoseconds(CLOCK_MONOTONIC) - clock;
-	processor = nanoseconds(CLOCK_PROCESS_CPUTIME_ID) - processor;
-	printf("%ld %ld\n", (long)(clock / sent), (long)(processor / sent));
-	return 0;
+	return told(sent);
 }
 
-static _Noreturn void echo(const char *port)
+/* Send back what has come, from the address it came to. */
+static int echo(int here)
 {
-	int one = 1, here = listening(SOCK_DGRAM, port);
 	char buffer[2048], control[256];
+	struct sockaddr_in from;
+	struct iovec part = {buffer, sizeof buffer};
+	struct msghdr message = {.msg_name = &from, .msg_namelen = sizeof from, .msg_iov = &part, .msg_iovlen = 1,
+				 .msg_control = control, .msg_controllen = sizeof control};
+	ssize_t size = recvmsg(here, &message, 0);
 
-	setsockopt(here, IPPROTO_IP, IP_PKTINFO, &one, sizeof one);
-	ready();
-	for (;;) {
-		struct sockaddr_in from;
-		struct iovec part = {buffer, sizeof buffer};
-		struct msghdr message = {.msg_name = &from, .msg_namelen = sizeof from, .msg_iov = &part, .msg_iovlen = 1,
-					 .msg_control = control, .msg_controllen = sizeof control};
-		ssize_t size = recvmsg(here, &message, 0);
+	if (size < 0)
+		return -1;
+	part.iov_len = size;
+	for (struct cmsghdr *one = CMSG_FIRSTHDR(&message); one; one = CMSG_NXTHDR(&message, one)) {
+		struct in_pktinfo *came = (struct in_pktinfo *)CMSG_DATA(one);
 
-		if (size < 0)
+		if (one->cmsg_level != IPPROTO_IP || one->cmsg_type != IP_PKTINFO)
 			continue;
-		part.iov_len = size;
-		for (struct cmsghdr *one_of = CMSG_FIRSTHDR(&message); one_of; one_of = CMSG_NXTHDR(&message, one_of)) {
-			struct in_pktinfo *came = (struct in_pktinfo *)CMSG_DATA(one_of);
-
-			if (one_of->cmsg_level != IPPROTO_IP || one_of->cmsg_type != IP_PKTINFO)
-				continue;
-			came->ipi_spec_dst = came->ipi_addr;
-			came->ipi_ifindex = 0;
-		}
-		sendmsg(here, &message, 0);
+		came->ipi_spec_dst = came->ipi_addr;
+		came->ipi_ifindex = 0;
 	}
+	return sendmsg(here, &message, 0) < 0 ? -1 : 0;
 }
 
-static int trips(const char *destinations, const char *port, long count)
+static int trips(const char *namespace, const char *destinations, const char *port, long count, int flows)
 {
+	int one = 1, there = in_namespace(namespace, SOCK_DGRAM, port), ends[SOCKETS];
 	uint32_t network = ntohl(place(destinations, "0").sin_addr.s_addr);
 	struct sockaddr_in to = place(destinations, port);
 	struct timeval patience = {.tv_sec = 1};
 	char buffer[PACKET - 28] = {0};
-	int ends[SOCKETS];
-	long lost = 0;
-	int64_t clock;
 
+	setsockopt(there, IPPROTO_IP, IP_PKTINFO, &one, sizeof one);
+	setsockopt(there, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
 	for (int i = 0; i < SOCKETS; i++) {
 		ends[i] = socket(AF_INET, SOCK_DGRAM, 0);
 		setsockopt(ends[i], SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
 	}
-	clock = nanoseconds(CLOCK_MONOTONIC);
+	begin();
 	for (long i = 0; i < count; i++) {
-		to.sin_addr.s_addr = htonl(network | (1 + some() % 65533));
-		sendto(ends[i % SOCKETS], buffer, sizeof buffer, 0, (struct sockaddr *)&to, sizeof to);
-		lost += recv(ends[i % SOCKETS], buffer, sizeof buffer, 0) < 0;
-		if (lost > 5) {
-			fprintf(stderr, "%ld of %ld round trips were lost\n", lost, i + 1);
-			return 1;
-		}
+		int end = ends[flows ? i % SOCKETS : 0];
+
+		if (flows)
+			to.sin_addr.s_addr = htonl(network | (1 + some() % 65533));
+		if (sendto(end, buffer, sizeof buffer, 0, (struct sockaddr *)&to, sizeof to) < 0 || echo(there) ||
+		    recv(end, buffer, sizeof buffer, 0) < 0)
+			fail("a round trip");
 	}
-	printf("%ld %ld\n", (long)((nanoseconds(CLOCK_MONOTONIC) - clock) / count), lost);
-	return 0;
+	return told(count);
 }
 
-static _Noreturn void accepting(const char *port)
+static int connecting(const char *namespace, const char *destination, const char *port, long count)
 {
-	int here = listening(SOCK_STREAM, port);
-
-	ready();
-	for (;;) {
-		int one = accept(here, NULL, NULL);
-
-		if (one >= 0)
-			close(one);
-	}
-}
-
-static int connecting(const char *destination, const char *port, long count)
-{
+	int there = in_namespace(namespace, SOCK_STREAM, port);
 	struct sockaddr_in to = place(destination, port);
 	struct linger at_once = {.l_onoff = 1}; /* no TIME_WAIT: ports would run out */
-	int64_t clock = nanoseconds(CLOCK_MONOTONIC);
 
+	begin();
 	for (long i = 0; i < count; i++) {
-		int one = socket(AF_INET, SOCK_STREAM, 0);
+		int one = socket(AF_INET, SOCK_STREAM, 0), other;
 
 		setsockopt(one, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
-		if (connect(one, (struct sockaddr *)&to, sizeof to))
-			fail("connect");
+		if (connect(one, (struct sockaddr *)&to, sizeof to) || (other = accept(there, NULL, NULL)) < 0)
+			fail("a connection");
 		close(one);
+		close(other);
 	}
-	printf("%ld\n", (long)((nanoseconds(CLOCK_MONOTONIC) - clock) / count));
-	return 0;
+	return told(count);
 }
 
-static char chunk[CHUNK];
-
-static _Noreturn void sink(const char *port)
+static int streaming(const char *namespace, const char *destination, const char *port, long count)
 {
-	int here = listening(SOCK_STREAM, port);
-
-	ready();
-	for (;;) {
-		int one = accept(here, NULL, NULL);
-
-		while (one >= 0 && read(one, chunk, sizeof chunk) > 0)
-			;
-		close(one);
-	}
-}
-
-static int stream(const char *destination, const char *port, long milliseconds)
-{
+	static char chunk[CHUNK];
+	int there = in_namespace(namespace, SOCK_STREAM, port), one = socket(AF_INET, SOCK_STREAM, 0), other, room = ROOM;
 	struct sockaddr_in to = place(destination, port);
-	int one = socket(AF_INET, SOCK_STREAM, 0);
-	int64_t begin, now, written = 0;
 
-	if (connect(one, (struct sockaddr *)&to, sizeof to))
-		fail("connect");
-	begin = nanoseconds(CLOCK_MONOTONIC);
-	do {
-		ssize_t size = write(one, chunk, sizeof chunk);
+	/* Buffers of one size: else the kernel makes them larger as it goes. */
+	setsockopt(one, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
+	setsockopt(there, SOL_SOCKET, SO_RCVBUF, &room, sizeof room);
+	if (connect(one, (struct sockaddr *)&to, sizeof to) || (other = accept(there, NULL, NULL)) < 0)
+		fail("a connection");
+	for (long i = -WARMING; i < count; i++) {
+		size_t sent = 0, received = 0;
 
-		if (size < 0)
-			fail("write");
-		written += size;
-		now = nanoseconds(CLOCK_MONOTONIC);
-	} while (now - begin < milliseconds * INT64_C(1000000));
-	printf("%.0f\n", written * 1e9 / (now - begin));
-	return 0;
+		if (!i)
+			begin();
+		while (received < CHUNK) {
+			ssize_t size = sent < CHUNK ? send(one, chunk, CHUNK - sent, MSG_DONTWAIT) : 0;
+
+			if (size < 0 && errno != EAGAIN)
+				fail("send");
+			sent += size > 0 ? size : 0;
+			size = recv(other, chunk, CHUNK, MSG_DONTWAIT);
+			if (size == 0 || (size < 0 && errno != EAGAIN))
+				fail("recv");
+			received += size > 0 ? size : 0;
+		}
+	}
+	return told(count);
 }
 
 int main(int count, char **words)
 {
-	const char *mode = count > 1 ? words[1] : "";
+	const char *mode = count == 6 ? words[1] : "";
 
-	if (!strcmp(mode, "flood") && count == 6)
+	if (!strcmp(mode, "flood"))
 		return flood(words[2], words[3], words[4], atol(words[5]));
-	if (!strcmp(mode, "echo") && count == 3)
-		echo(words[2]);
-	if (!strcmp(mode, "trips") && count == 5)
-		return trips(words[2], words[3], atol(words[4]));
-	if (!strcmp(mode, "accept") && count == 3)
-		accepting(words[2]);
-	if (!strcmp(mode, "connect") && count == 5)
-		return connecting(words[2], words[3], atol(words[4]));
-	if (!strcmp(mode, "sink") && count == 3)
-		sink(words[2]);
-	if (!strcmp(mode, "stream") && count == 5)
-		return stream(words[2], words[3], atol(words[4]));
-	fprintf(stderr, "usage: %s flood|echo|trips|accept|connect|sink|stream …; see the head of its source\n", words[0]);
+	if (!strcmp(mode, "trips") || !strcmp(mode, "flow"))
+		return trips(words[2], words[3], words[4], atol(words[5]), *mode == 't');
+	if (!strcmp(mode, "connect"))
+		return connecting(words[2], words[3], words[4], atol(words[5]));
+	if (!strcmp(mode, "stream"))
+		return streaming(words[2], words[3], words[4], atol(words[5]));
+	fprintf(stderr, "usage: %s flood|trips|flow|connect|stream …; see the head of its source\n", words[0]);
 	return 2;
 }

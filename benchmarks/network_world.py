@@ -2,8 +2,8 @@
 """Network namespaces for the benchmark of network policies: one sender, and one receiver for each ruleset compared.
 
 All receivers exist at the same time, so that rounds can go from one to the next: what else the machine does then costs
-all of them the same. The sender and what answers run on one processor, and there is nothing between them but a virtual
-Ethernet pair, so that a packet is received within the call that sends it.
+all of them the same. There is nothing between sender and receiver but a virtual Ethernet pair, so that a packet is
+received within the call that sends it.
 """
 
 from __future__ import annotations
@@ -53,10 +53,14 @@ class Receiver:
     nets: str
 
     @property
+    def path(self) -> str:
+        """What opens the namespace."""
+        return f"/run/netns/{self.name}"
+
+    @property
     def namespace(self) -> Namespace:
         """The namespace as the engine takes it."""
-        path = f"/run/netns/{self.name}"
-        return Namespace(Path(path).stat().st_ino, path)
+        return Namespace(Path(self.path).stat().st_ino, self.path)
 
     def nft(self, file: Path) -> None:
         """Load a file. Raises WorldError."""
@@ -70,7 +74,6 @@ class World:
         """Make the sender's namespace."""
         self._prefix = f"hauberk-{os.getpid()}"
         self._names = [f"{self._prefix}-s"]
-        self._servers: list[subprocess.Popen[str]] = []
         run("ip", "netns", "add", self._names[0])
         self._settle(self._names[0])
 
@@ -94,25 +97,14 @@ class World:
         run("ip", "-n", name, "route", "add", "local", f"{nets}/16", "dev", "lo")
         return Receiver(name, f"{network}.2", nets)
 
-    def serve(self, receiver: Receiver, *words: str) -> None:
-        """Start a server of :file:`network_traffic.c` in a receiver and wait until it is ready."""
-        command = ["ip", "netns", "exec", receiver.name, "taskset", "-c", _PROCESSOR, str(TRAFFIC), *words]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        self._servers.append(server)
-        if server.stdout is None or server.stdout.readline() != "ready\n":
-            message = f"{' '.join(words)} is not ready"
-            raise WorldError(message)
-
-    def send(self, *words: str) -> list[int]:
-        """Run a client of :file:`network_traffic.c` in the sender's namespace and give its numbers."""
-        said = run("ip", "netns", "exec", self._names[0], "taskset", "-c", _PROCESSOR, str(TRAFFIC), *words)
-        return [int(word) for word in said.split()]
+    def send(self, *words: object) -> tuple[int, int]:
+        """Run :file:`network_traffic.c` in the sender's namespace; give nanoseconds of the clock and the processor."""
+        said = run("ip", "netns", "exec", self._names[0], "taskset", "-c", _PROCESSOR, str(TRAFFIC), *map(str, words))
+        clock, processor = said.split()
+        return int(clock), int(processor)
 
     def end(self) -> None:
-        """End the servers and remove every namespace."""
-        for server in self._servers:
-            server.kill()
-            server.communicate()
+        """Remove every namespace."""
         for name in self._names:
             run("ip", "netns", "delete", name)
 
