@@ -171,6 +171,19 @@ def _denied() -> Iterator[Case]:
         stated=[no("office", "x/a"), yes("internet", "x/a"), yes("y/a", "x/a")],
     )  # fmt: skip
 
+    yield _one(
+        "denied to endpoints, of which there may be more elsewhere", {"ingressDeny", "fromEndpoints"},
+        cilium("deny-pods", "x", _A, ingress_deny=[{"fromEndpoints": [pods("b")], "toPorts": to_ports(("TCP", "80"))}],
+               default_deny={"ingress": False}),
+        stated=[no("x/b", "x/a"), no("y/a", "x/a"), no("internet", "x/a", family=6), yes("x/b", "x/a", "tcp", 8080)],
+    )  # fmt: skip
+    yield _one(
+        "denied to an entity that this machine knows nothing of", {"egressDeny", "entity unknown"},
+        cilium("deny-remote", "x", _A, egress_deny=[{"toEntities": ["remote-node"], "toPorts": to_ports(("UDP", "0"))}],
+               default_deny={"egress": False}),
+        stated=[no("x/a", "y/a", "udp"), no("x/a", "internet", "udp"), yes("x/a", "y/a")],
+    )  # fmt: skip
+
 
 def _isolating() -> Iterator[Case]:
     yield _one(

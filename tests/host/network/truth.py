@@ -4,7 +4,8 @@
 Every state of a case goes the whole way: text of policies, the reader, selectors, an engine in a real network, packets.
 Of every packet three things must agree: the decision (:mod:`tests.host.network.truth_verdicts`), whether it got through
 and was answered, and the events: one from each end that reports or refuses it, which names the endpoint, the direction,
-the interface and whether a rule or the default decided, and none from anywhere else. So a refusal is never taken from
+the interface and whether a rule or the default decided, whose alert names the policy, field and line, and none from
+anywhere else. So a refusal is never taken from
 silence alone. And flows that one state let through are held while the next is put in force: they go on if they are
 allowed then too, and else do not. The same cases hold in three *layouts*:
 
@@ -41,6 +42,8 @@ from guest_agent.engines.network_port import (
     Settings,
     Whole,
 )
+from guest_agent.events.alerts import DEFAULT_POSTURE, OWN_POLICY, Subject
+from guest_agent.events.network import NetworkAlertMaker, PeerFacts
 from guest_agent.network import groups
 from hauberk.policy import exemptions
 from hauberk.policy.peers import name_matches
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from guest_agent.engines.network_port import GroupMembers, NetworkEngine
+    from guest_agent.events.alerts import Alert
     from hauberk.policy.rules import PeerGroup
     from tests.host.network.cases import Case, State, Workload
     from tests.host.network.topology import Flow, Probe, Round
@@ -62,8 +66,6 @@ Layout = Literal["whole", "cgroup", "interface"]
 EVERYTHING_IS_TOLD: Final = Settings(log_rate=1_000_000, log_burst=1_000_000)
 """No limit that a test reaches: an event that is missing is a difference."""
 _PATIENCE_SECONDS: Final = 4.0
-"""How long what is expected may take before it counts as missing; nobody waits for it but where there is a difference.
-"""
 _UNANSWERED: Final = {("icmpv6", 139)}
 """What no kernel answers unless told to; that it arrives has to do."""
 _NO_SOCKET: Final = Decision(Verdict.DENY, None, "no socket can be found for it")
@@ -79,6 +81,8 @@ class Told(NamedTuple):
     reason: str
     probe: Probe
     interface: str
+    policy: str  # as the alert made of the event names it
+    rule: str
 
 
 @dataclass(slots=True)
@@ -107,15 +111,26 @@ class Tally:
 class Table:
     """A network with an engine in it, in one layout; a context manager."""
 
-    def __init__(self, layout: Layout, engine: Callable[[], NetworkEngine]) -> None:
-        """Take the layout, and what makes the engine once the network is there."""
+    def __init__(
+        self, layout: Layout, engine: Callable[[], NetworkEngine], patience: float = _PATIENCE_SECONDS
+    ) -> None:
+        """Take the layout, and what makes the engine once the network is there.
+
+        ``patience`` is how many seconds to wait for what is expected before it counts as missing; nobody waits for it
+        but where there is a difference.
+        """
         self.layout = layout
+        self._patience = patience
         self.tally = Tally()
         self._make_engine = engine
         self._stack = contextlib.ExitStack()
         self._in_force: set[str] = set()
         self._round: Round | None = None
         self._told: dict[Probe, set[Told]] = {}
+        self._alerts = NetworkAlertMaker("machine", "nftables")
+        self._peers = groups.Peers()
+        self._case_names: Mapping[str, tuple[str, ...]] = {}
+        self._rule_sets: Mapping[str, RuleSet] = {}
         self._flows: tuple[Flow, ...] = ()
         self._over: set[Probe] = set()
         self._right: dict[int, dict[Probe, set[frozenset[Told]]]] = {}  # by source port: what comes late is not lost
@@ -186,6 +201,8 @@ class Table:
                 machine = workload.name if workload.host else self.network.plans[workload.name].machine
                 place = "router" if self.layout == "interface" else machine
                 wanted.setdefault(place, []).append(self._endpoint(workload, rule_set, machine))
+        self._rule_sets = verdicts.rule_sets
+        self._case_names = case.names
         members = self._members(case, state, rules)
         for machine in sorted(self._in_force - wanted.keys()):
             self.engine.remove(self._namespaces[machine])
@@ -216,7 +233,7 @@ class Table:
         workloads = tuple(
             (one.labels, one.namespace, addresses_of(one.name)) for one in state.workloads if not one.host
         )
-        peers = groups.Peers(case.entities.get(groups.HOST, ()), case.entities, workloads)
+        self._peers = groups.Peers(case.entities.get(groups.HOST, ()), case.entities, workloads)
         found: dict[PeerGroup, GroupMembers] = {}
         for rule in rules:
             match = getattr(rule, "match", None)
@@ -224,7 +241,7 @@ class Table:
                 members = (
                     tuple((address, 3600) for address in _named(group.value, case.names))
                     if group.kind == "name"
-                    else groups.members(group, peers)
+                    else groups.members(group, self._peers)
                 )
                 if members is not None:
                     found[group] = members
@@ -246,7 +263,7 @@ class Table:
                 and passing <= begun.arrived
                 and all(self._told.get(probe, frozenset()) in sets for probe, sets in right.items())
             ),
-            _PATIENCE_SECONDS,
+            self._patience,
         )
         self.network.settle()
         self._drain()
@@ -266,7 +283,7 @@ class Table:
             if self._attributed(flow.probe, verdicts.judge(flow.probe, self.network), verdicts).passes
         }
         self._over = {flow.probe for flow in self._flows}
-        alive = self.network.send_again(self._flows, allowed, _PATIENCE_SECONDS)
+        alive = self.network.send_again(self._flows, allowed, self._patience)
         self.tally.flows += len(self._flows)
         self.tally.cut += len(self._flows) - len(allowed)
         self.tally.differences += [
@@ -334,7 +351,13 @@ class Table:
         if decision is _NO_SOCKET:
             reason = "unattributed"
         verdict = "deny" if decision.verdict is Verdict.DENY else "audit"
-        return Told(who, direction, verdict, reason, probe, interface)
+        policy, rule = DEFAULT_POSTURE, ""
+        if decision.rule is not None:
+            origin = decision.rule.origin
+            policy, rule = origin.policy, f"{origin.field} ({origin.file}:{origin.line})"
+        elif reason == "unattributed":
+            policy = OWN_POLICY
+        return Told(who, direction, verdict, reason, probe, interface, policy, rule)
 
     def _drain(self) -> None:
         """Take in what the engine tells."""
@@ -358,13 +381,23 @@ class Table:
         endpoint = self._name_of(event)
         sees_out = (event.direction is Section.EGRESS) is not (self.layout == "interface")
         interface = event.interface_out if sees_out else event.interface_in
-        told = Told(endpoint, event.direction, event.verdict, event.reason, probe, interface)
+        alert = self._alert(event, endpoint)
+        policy, rule = alert["PolicyName"], alert["Rule"] if event.reason == "rule" else ""
+        told = Told(endpoint, event.direction, event.verdict, event.reason, probe, interface, policy, rule)
         if begun is not self._round and probe in self._over:
             return  # what is sent over a flow that was ended
         if begun is self._round:
             self._told.setdefault(probe, set()).add(told)
         elif not any(told in some for some in self._right[begun.source_port].get(probe, ())):
             self.tally.differences.append(f"told late, and wrong: {_said(told)}")
+
+    def _alert(self, event: NetworkEvent, endpoint: str) -> Alert:
+        """Make the alert of an event, as the agent does."""
+        address = event.source_address if event.direction is Section.INGRESS else event.destination_address
+        entities, labels, namespace = groups.facts_of(address, self._peers)
+        names = tuple(name for name, addresses in self._case_names.items() if address in addresses)
+        subject = Subject(pod=endpoint, rule_set=self._rule_sets.get(endpoint))
+        return self._alerts.make(event, subject, PeerFacts(names, entities, labels, namespace))
 
     def _name_of(self, event: NetworkEvent) -> str:
         if event.endpoint == HOST_ENDPOINT:
@@ -407,7 +440,7 @@ def _why(judged: Judged) -> str:
 def _said(told: Told) -> str:
     return (
         f"the event {told.verdict} of {told.endpoint}'s {told.direction.value} by the {told.reason} "
-        f"on {told.interface} about {_packet(told.probe)}"
+        f"on {told.interface} about {_packet(told.probe)} by {told.policy} {told.rule}"
     )
 
 

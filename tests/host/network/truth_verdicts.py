@@ -12,7 +12,8 @@ import functools
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from hauberk.policy import collection, exemptions
+from guest_agent.network import groups
+from hauberk.policy import collection, coverage, exemptions
 from hauberk.policy.explain import Explainer, Question
 from hauberk.policy.rules import (
     PACKET_SECTIONS,
@@ -155,4 +156,6 @@ class Verdicts:
         for policy in self.policies:
             if policy.covers(identity):
                 rules += [rule for rule in policy.rules if rule.section in PACKET_SECTIONS]
-        return RuleSet(tuple(rules), self.state.posture)
+        # what nobody here can know of peers, the agent makes stricter before an engine gets it
+        known = groups.Known(frozenset(self._entities), resolvers=True)
+        return RuleSet(groups.held(coverage.packets_in_force(rules), known), self.state.posture)
