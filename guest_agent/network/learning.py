@@ -42,8 +42,9 @@ class Learned:
         known[key] = max(until, known.get(key, 0))
         if len(known) > MAXIMUM_ADDRESSES:
             self.forget(now)
-        if len(known) > MAXIMUM_ADDRESSES:
-            del known[min(known, key=known.__getitem__)]
+            left = self._until[namespace]
+            if len(left) > MAXIMUM_ADDRESSES:
+                del left[min(left, key=left.__getitem__)]
 
     def forget(self, now: int, namespaces: Iterable[int] | None = None) -> None:
         """Forget what is over and, where given, all but these namespaces."""

@@ -17,7 +17,8 @@ from hauberk.policy.rules import PeerMatch, Section
 if TYPE_CHECKING:
     from hauberk.policy.exemptions import Exemption
 
-RESOLVER_FILE: Final = Path("/etc/resolv.conf")
+RESOLVER_FILES: Final = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
+"""The machine's resolvers; and where these are a stub on the loopback interface, whom that stub asks."""
 _KNOWN: Final = ("cidr", "ports", "protocol", "direction")
 _PROTOCOLS: Final = ("tcp", "udp", "sctp")
 _DIRECTIONS: Final = {"ingress": Section.INGRESS, "egress": Section.EGRESS, "both": None}
@@ -66,15 +67,34 @@ def entities(found: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 
 def resolvers(found: object) -> tuple[str, ...]:
-    """Read ``networkResolvers``: whose answers the addresses of names are learned from."""
+    """Read ``networkResolvers``: whose answers the addresses of names are learned from.
+
+    None may be on the loopback interface: in a network namespace of its own a workload could be that resolver itself.
+    """
     if not isinstance(found, list):
         message = f"found {found!r}, expected a list of addresses"
         raise ValueError(message)  # noqa: TRY004 - as above
-    return tuple(_address(one) for one in found)
+    read = tuple(_address(one) for one in found)
+    for address in read:
+        if ipaddress.ip_address(address).is_loopback:
+            message = (
+                f"found {address}, expected no address of the loopback interface, where every workload can answer: "
+                "name the resolvers that it asks"
+            )
+            raise ValueError(message)
+    return read
 
 
-def system_resolvers(path: Path = RESOLVER_FILE) -> tuple[str, ...]:
-    """Give the machine's own resolvers; none where the file is missing or names none that is an address."""
+def system_resolvers(paths: tuple[Path, ...] = RESOLVER_FILES) -> tuple[str, ...]:
+    """Give the machine's own resolvers, those on its loopback interface left out; none where no file names any."""
+    for path in paths:
+        read = tuple(one for one in _nameservers(path) if not ipaddress.ip_address(one).is_loopback)
+        if read:
+            return read
+    return ()
+
+
+def _nameservers(path: Path) -> tuple[str, ...]:
     try:
         with path.open("rb") as file:
             text = file.read(_MAXIMUM_RESOLVER_BYTES).decode("ascii", "replace")

@@ -101,13 +101,13 @@ def rule_from_json(value: object) -> Rule:
         recursive=_flag(recursive),
         read_only=_flag(read_only),
         owner_only=_flag(owner_only),
-        sources=_texts(sources),
+        sources=texts(sources),
         severity=_integer(severity),
-        tags=_texts(tags),
+        tags=texts(tags),
         message=_text(text),
-        operations=tuple(Operation(operation) for operation in _texts(operations)),
+        operations=tuple(Operation(operation) for operation in texts(operations)),
         implied=_flag(implied),
-        allowed_arguments=_texts(arguments),
+        allowed_arguments=texts(arguments),
         terminal=_optional(_flag, terminal),
         match=_optional(_match_from_json, match),
         default_deny=_optional(_flag, default_deny),
@@ -142,7 +142,7 @@ def _match_from_json(value: object) -> Match:
         case "syscall":
             names, path, recursive, sources = _fields(parts, 4)
             directories = tuple(_directory(one) for one in _list(sources))
-            return SyscallMatch(_texts(names), _optional(_text, path), _flag(recursive), directories)
+            return SyscallMatch(texts(names), _optional(_text, path), _flag(recursive), directories)
         case _:
             message = f"found the match {kind!r}, expected device, peer or syscall"
             raise ValueError(message)
@@ -151,11 +151,11 @@ def _match_from_json(value: object) -> Match:
 def _peer_match(parts: list[object]) -> PeerMatch:
     cidrs, exceptions, groups, interfaces, ports, icmp, quota, nothing = _fields(parts, 8)
     return PeerMatch(
-        _texts(cidrs),
-        _texts(interfaces),
+        texts(cidrs),
+        texts(interfaces),
         tuple(_port_range(one) for one in _list(ports)),
         _optional(_quota, quota),
-        _texts(exceptions),
+        texts(exceptions),
         tuple(_icmp(one) for one in _list(icmp)),
         tuple(_group(one) for one in _list(groups)),
         _flag(nothing),
@@ -167,12 +167,13 @@ def _group_to_json(group: PeerGroup) -> list[object]:
     if selector is None:
         return [group.kind, group.value, None]
     namespaces = None if selector.namespaces is None else list(selector.namespaces)
-    labels = [_requirements_to_json(requirements) for requirements in (selector.labels, selector.namespace_labels)]
+    labels = [requirements_to_json(asked) for asked in (selector.labels, selector.namespace_labels)]
     return [group.kind, group.value, [labels[0], namespaces, labels[1]]]
 
 
-def _requirements_to_json(requirements: tuple[LabelRequirement, ...]) -> list[object]:
-    return [[one.key, one.operator, list(one.values)] for one in requirements]
+def requirements_to_json(asked: tuple[LabelRequirement, ...]) -> list[object]:
+    """Give what a selector asks of labels as JSON values."""
+    return [[one.key, one.operator, list(one.values)] for one in asked]
 
 
 def _group(value: object) -> PeerGroup:
@@ -185,10 +186,17 @@ def _group(value: object) -> PeerGroup:
 
 def _selector(value: object) -> PeerSelector:
     labels, namespaces, namespace_labels = _fields(value, 3)
-    return PeerSelector(_requirements(labels), _optional(_texts, namespaces), _requirements(namespace_labels))
+    return PeerSelector(requirements(labels), _optional(texts, namespaces), requirements(namespace_labels))
 
 
-def _requirements(value: object) -> tuple[LabelRequirement, ...]:
+def pairs(value: object) -> tuple[tuple[str, str], ...]:
+    """Read a list of pairs of texts. Raises ValueError."""
+    found = [_fields(one, 2) for one in _list(value)]
+    return tuple((_text(key), _text(content)) for key, content in found)
+
+
+def requirements(value: object) -> tuple[LabelRequirement, ...]:
+    """Read what :func:`requirements_to_json` gave. Raises ValueError."""
     return tuple(_requirement(one) for one in _list(value))
 
 
@@ -197,7 +205,7 @@ def _requirement(value: object) -> LabelRequirement:
     if operator not in {"In", "NotIn", "Exists", "DoesNotExist"}:
         message = f"found the operator {operator!r}, expected In, NotIn, Exists or DoesNotExist"
         raise ValueError(message)
-    return LabelRequirement(_text(key), operator, _texts(values))
+    return LabelRequirement(_text(key), operator, texts(values))
 
 
 def _icmp(value: object) -> tuple[int, int | None]:
@@ -238,7 +246,8 @@ def _list(value: object) -> list[object]:
     return value
 
 
-def _texts(value: object) -> tuple[str, ...]:
+def texts(value: object) -> tuple[str, ...]:
+    """Read a list of texts. Raises ValueError."""
     return tuple(_text(item) for item in _list(value))
 
 

@@ -37,7 +37,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final
 
-from guest_agent.workloads.interchange import rule_from_json
+from guest_agent.workloads.interchange import pairs, requirements, requirements_to_json, rule_from_json, texts
 from hauberk.policy.coverage import Unenforced
 from hauberk.policy.rules import (
     PACKET_SECTIONS,
@@ -178,7 +178,7 @@ class PolicySet:
             signed_by=str(value.get("signedBy")),
             policies=tuple(_policy(policy) for policy in policies),
             unenforced=_unenforced(value.get("unenforced")),
-            postures=_pairs(value.get("postures")),
+            postures=pairs(value.get("postures")),
             target=_target(value.get("target")),
             succession=_succession(value.get("succession")),
         )
@@ -352,7 +352,9 @@ def _policy(value: object) -> Policy:
 
 def selector_to_json(selector: Selector) -> dict[str, object]:
     """Give a selector as JSON values, each field by its name."""
-    return {field.name: getattr(selector, field.name) for field in fields(selector)}
+    found = {field.name: getattr(selector, field.name) for field in fields(selector)}
+    found["requirements"] = requirements_to_json(selector.requirements)
+    return found
 
 
 def _selector(value: object) -> Selector:
@@ -365,31 +367,18 @@ def _selector(value: object) -> Selector:
         message = "found a selector whose fields have other types than expected"
         raise ValueError(message)  # noqa: TRY004 - a malformed record, not a wrong argument
     return Selector(
-        labels=_pairs(value["labels"]),
-        within=_texts(value["within"]),
-        without=_texts(value["without"]),
+        labels=pairs(value["labels"]),
+        within=texts(value["within"]),
+        without=texts(value["without"]),
         container_name=name,
         scope=Scope(value["scope"]),
         cluster=cluster,
-        namespaces=_texts(value["namespaces"]),
-        excluded_namespaces=_texts(value["excluded_namespaces"]),
-        host_names=_pairs(value["host_names"]),
-        host_expressions=_pairs(value["host_expressions"]),
+        namespaces=texts(value["namespaces"]),
+        excluded_namespaces=texts(value["excluded_namespaces"]),
+        host_names=pairs(value["host_names"]),
+        host_expressions=pairs(value["host_expressions"]),
+        requirements=requirements(value["requirements"]),
     )
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        message = f"found {type(value).__name__}, expected a list of texts"
-        raise ValueError(message)
-    return tuple(value)
-
-
-def _pairs(value: object) -> tuple[tuple[str, str], ...]:
-    if not isinstance(value, list):
-        message = f"found {type(value).__name__}, expected a list of pairs"
-        raise ValueError(message)  # noqa: TRY004 - as above
-    return tuple((key, content) for key, content in map(_texts, value))
 
 
 def _target(value: object) -> Target | None:
@@ -399,7 +388,7 @@ def _target(value: object) -> Target | None:
         message = "found no target, expected digests and labels"
         raise ValueError(message)
     digests, labels = value
-    found = Target(frozenset(_texts(digests)), _pairs(labels))
+    found = Target(frozenset(texts(digests)), pairs(labels))
     if bool(found.image_digests) is bool(found.labels):
         message = "found a target with both digests and labels or neither, expected one of them"
         raise ValueError(message)

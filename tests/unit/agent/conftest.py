@@ -17,8 +17,10 @@ from hauberk.bundle.keys import Algorithm
 from tests.unit.agent.machine import FakeMachine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from guest_agent.engines.nftables.simulator import SimulatorNetworkEngine
 
 POLICY = """
 apiVersion: security.kubearmor.com/v1
@@ -83,10 +85,12 @@ def agents(fake: FakeMachine, parse_here: None) -> Iterator[Callable[..., Agent]
         configuration: Configuration,
         faults: Mapping[str, Callable[[], None]] | None = None,
         kernel: SimulatedKernel | None = None,
+        packets: SimulatorNetworkEngine | None = None,
     ) -> Agent:
         if not kernels:
             kernels.append(SimulatedKernel())
-        agent = Agent(configuration, SimulatorEngine(kernel or kernels[0], faults), fake.machine)
+        engine = SimulatorEngine(kernel or kernels[0], faults)
+        agent = Agent(configuration, engine, fake.machine, packets, NoLinks())
         started.append(agent)
         agent.start()
         return agent
@@ -95,20 +99,39 @@ def agents(fake: FakeMachine, parse_here: None) -> Iterator[Callable[..., Agent]
     for agent in started:
         agent.stop()
         agent.engine.close()
+        if agent.packets is not None:
+            agent.packets.close()
+
+
+class NoLinks:
+    """A machine without virtual Ethernet pairs, unless a test makes some."""
+
+    def __init__(self, found: Mapping[int, str] | None = None) -> None:
+        """Lead to these namespaces by these links."""
+        self.found = found or {}
+
+    def routed(self, namespaces: Mapping[int, int]) -> Mapping[int, str]:
+        """Give those that lead to a namespace that is asked about."""
+        return {namespace: name for namespace, name in self.found.items() if namespace in namespaces}
 
 
 @pytest.fixture
 def configure(tmp_path: Path, fake: FakeMachine, signer: keys.PrivateKey) -> Callable[..., Configuration]:
     """Write trust root, bundle and signature; return the configuration that names them."""
 
-    def write(
+    def write(  # noqa: PLR0913, PLR0917 - what a bundle is
         version: int = 1,
         default: str = "deny",
         policy: str = POLICY,
         mode: str = "sealed",
         terms: Terms = Terms(successor=SuccessorRule()),  # noqa: B008 - it cannot be changed
+        more: Sequence[str] = (),
     ) -> Configuration:
-        data = create("demo", version, (PolicyFile("secrets.yaml", policy),), default, conditions=terms)
+        files = tuple(
+            PolicyFile(f"{'secrets' if number == 0 else number}.yaml", text)
+            for number, text in enumerate([policy, *more])
+        )
+        data = create("demo", version, files, default, conditions=terms)
         root = {
             "apiVersion": "hauberk/v1",
             "kind": "TrustRoot",

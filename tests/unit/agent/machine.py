@@ -16,6 +16,19 @@ if TYPE_CHECKING:
 
 AGENT_NAMESPACE = 4026531840
 AGENT_NETWORK = 4026531992
+FIB_TRIE = """Main:
+  +-- 0.0.0.0/0 3 0 5
+     |-- 127.0.0.0
+        /8 link UNIVERSE
+Local:
+  +-- 0.0.0.0/0 3 0 5
+     |-- 127.0.0.1
+        /32 host LOCAL
+     |-- {address}
+        /32 host LOCAL
+     |-- 192.0.2.255
+        /32 link BROADCAST
+"""
 RUNTIME = b"\x7fELF a container runtime" * 100
 
 
@@ -92,6 +105,9 @@ class FakeMachine:
         (directory / "root").symlink_to("/")
         (directory / "status").write_text("Name:\trunc\nUid:\t0\t0\t0\t0\n")
         (directory / "mountinfo").write_text("22 1 8:1 / / rw - ext4 /dev/vda rw\n")
+        (directory / "net").mkdir()
+        (directory / "net" / "fib_trie").write_text(FIB_TRIE.format(address="192.0.2.1"))
+        (directory / "net" / "if_inet6").write_text("00000000000000000000000000000001 01 80 10 80       lo\n")
         self.write_stat(name, start_time)
         return directory
 
@@ -101,11 +117,22 @@ class FakeMachine:
         (self.proc / name / "stat").write_text(f"{name} (a) b (c) {state} {before} {start_time} 0 0\n")
 
     def container(
-        self, name: str = "c1", pid: int = 100, annotations: dict[str, str] | None = None, start_time: int = 50
+        self,
+        name: str = "c1",
+        pid: int = 100,
+        annotations: dict[str, str] | None = None,
+        start_time: int = 50,
+        network: int | None = None,
     ) -> Container:
-        """Make a container as it is when createRuntime hooks run."""
+        """Make a container as it is when createRuntime hooks run, by default in a network namespace of its own."""
         path = f"/machine.slice/{name}"
-        directory = self.process(str(pid), namespace=4026532000 + pid, cgroup=path, start_time=start_time)
+        network = 4026533000 + pid if network is None else network
+        directory = self.process(
+            str(pid), namespace=4026532000 + pid, cgroup=path, start_time=start_time, network=network
+        )
+        if network != AGENT_NETWORK:
+            address = FIB_TRIE.format(address=f"10.0.{network % 250}.2")
+            (directory / "net" / "fib_trie").write_text(address)
         read, self.ends[pid] = os.pipe()
         self.pidfds[pid] = read
         cgroup = self.cgroups / path.lstrip("/")
