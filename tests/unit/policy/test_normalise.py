@@ -313,9 +313,12 @@ def test_rights_that_imply_rules_are_those_that_an_engine_holds() -> None:
     assert GRANTING_SECTIONS == ENFORCED_SECTIONS
 
 
-def places_of_rules(spec: dict[str, Any]) -> set[str]:
+def places_of_rules(document: dict[str, Any]) -> set[str]:
     """Give the fields at which a document has rules, by its own structure alone."""
-    lists = [(name, items) for name in ("presets", "ingress", "egress") for items in [spec.get(name)] if items]
+    root = "spec" if "spec" in document else "specs[0]"
+    spec = document["spec"] if "spec" in document else document["specs"][0]
+    names = ("presets", "ingress", "ingressDeny", "egress", "egressDeny")
+    lists = [(name, items) for name in names for items in [spec.get(name)] if items]
     sections = ("process", "file", "network", "capabilities", "syscalls", "device")
     for section in sections:
         lists += [
@@ -323,7 +326,7 @@ def places_of_rules(spec: dict[str, Any]) -> set[str]:
             for name, items in (spec.get(section) or {}).items()
             if name.startswith("match")
         ]
-    found = {f"spec.{name}[{index}]" for name, items in lists for index in range(len(items))}
+    found = {f"{root}.{name}[{index}]" for name, items in lists for index in range(len(items))}
     return found | ({"spec.apparmor"} if "apparmor" in spec else set())
 
 
@@ -332,7 +335,7 @@ def test_no_rule_is_left_out_or_changed_on_its_way(document: dict[str, Any]) -> 
     written = Written(document)
     (policy,) = load(written.text)
     rules = normalise.rules(policy)
-    assert {rule.origin.field for rule in rules} == places_of_rules(document["spec"])
+    assert {rule.origin.field for rule in rules} == places_of_rules(document)
     lines = {field_name(path): line for path, line in written.lines.items()}
     for rule in rules:
         assert rule_from_json(json.loads(json.dumps(rule_to_json(rule)))) == rule
@@ -344,12 +347,14 @@ def test_a_selector_selects_somebody(document: dict[str, Any]) -> None:
     (policy,) = load(Written(document).text)
     selector = normalise.selector(policy.model)
     pairs = [pair.partition("=") for pair in selector.within[:1]]
+    asked = [one for one in selector.requirements if one.operator in ("In", "Exists")]
     labels = dict(selector.labels) | {key: value for key, _, value in pairs}
+    labels |= {one.key: (one.values or ("x",))[0] for one in asked}
     names = [names.split(",")[0].strip() for _, names in selector.host_names]
     written_name = selector.container_name or "x"
     chosen = [
         WorkloadIdentity(
-            namespace=(selector.namespaces or ("",))[0],
+            namespace=(selector.namespaces or (policy.model.metadata.namespace if asked else "",))[0],
             labels=labels,
             container_name=container_name,
             host=selector.scope is Scope.HOST,
