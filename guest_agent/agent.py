@@ -903,7 +903,11 @@ class Agent:
     def _of_networks(self) -> list[str]:
         found = [] if self.network is None else self.network.problems()
         with self._lock:
-            exposed = [record.container_id for record in self._known.values() if record.exposed]
+            exposed = [
+                record.container_id
+                for record in self._known.values()
+                if record.exposed and not (self.network and self.network.is_seen_from_outside(record.workload_id))
+            ]
         found += [
             f"container {container} may have CAP_NET_ADMIN or CAP_NET_RAW, and could get past its network rules"
             for container in exposed

@@ -25,6 +25,7 @@ from guest_agent.engines.network_port import (
     HOST_ENDPOINT,
     Desired,
     EngineError,
+    Interface,
     NameAnswer,
     Namespace,
     Settings,
@@ -217,6 +218,12 @@ class Network:
         with self._lock:
             held = self._held.get(workload_id)
             return held.member.placement.namespace if held is not None else 0
+
+    def is_seen_from_outside(self, workload_id: int) -> bool:
+        """Whether a workload's rules hold outside of its namespace too, where it cannot change them."""
+        with self._lock:
+            outside = self._applied.get(self._own, _NONE).endpoints
+            return any(one.identifier == workload_id and isinstance(one.attachment, Interface) for one in outside)
 
     def release(self, workload_id: int) -> None:
         """Let go of a workload that has ended. What cannot be removed yet is tried again."""
