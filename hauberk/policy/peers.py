@@ -9,7 +9,6 @@ address is looked up once for each length that occurs.
 from __future__ import annotations
 
 import functools
-import string
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,7 @@ ICMP_OF = {4: "icmp", 6: "icmpv6"}
 BITS = {4: 32, 6: 128}
 """The length of an address of each family in bits."""
 _MAPPED = 0xFFFF  # ::ffff:0:0/96 without its last 32 bits
-NAME_BYTES = frozenset((string.ascii_lowercase + string.digits + "-_").encode())
+NAME_BYTES = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_")
 """What labels of domain names are made of, in lower case."""
 
 
