@@ -7,7 +7,7 @@ a port in a rule that denies. Warned of is what has one meaning that may not be 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from hauberk.policy import cilium, traffic
 from hauberk.policy.models.base import shown, suggestion
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from hauberk.policy.models.loading import Policy
 
 _PREFIX = "hauberk.io/"
+_Says = Literal["allows", "denies", "reports"]
+"""What becomes of the packets that an entry is about."""
 
 
 class _Remark(NamedTuple):
@@ -76,7 +78,9 @@ def _of_cilium(policy: Policy) -> Iterator[_Remark]:
                 denies = list_name != name
                 if not entry.model_fields_set and len(getattr(spec, list_name)) > 1:
                     yield _of_empty_entry(path, denies=denies)
-                yield from _of_peers(path, entry, denies=denies and not audited)
+                looks = any(cilium.looks_into(element) for element in entry.toPorts or ())
+                reports = audited and (denies or looks)
+                yield from _of_peers(path, entry, "reports" if reports else "denies" if denies else "allows")
                 yield from _of_ports(path, entry, denies=denies, audited=audited)
 
 
@@ -115,7 +119,7 @@ def _of_empty_entry(path: FieldPath, *, denies: bool) -> _Remark:
     )  # fmt: skip
 
 
-def _of_peers(path: FieldPath, entry: Any, *, denies: bool) -> Iterator[_Remark]:  # noqa: ANN401 - a model
+def _of_peers(path: FieldPath, entry: Any, says: _Says) -> Iterator[_Remark]:  # noqa: ANN401 - a model
     for name in sorted(entry.model_fields_set - {"toPorts", "icmps"}):
         peers = getattr(entry, name)
         if not peers:
@@ -127,10 +131,12 @@ def _of_peers(path: FieldPath, entry: Any, *, denies: bool) -> Iterator[_Remark]
             yield from _of_networks((*path, name), peers)
         elif name.endswith("Endpoints"):
             for index, one in enumerate(peers):
-                yield from _of_endpoints((*path, name, index), one, denies=denies)
+                yield from _of_endpoints((*path, name, index), one, says)
         elif name.endswith("Entities"):
             for index, entity in enumerate(peers):
-                yield from _of_entity((*path, name, index), entity, denies=denies)
+                yield from _of_entity((*path, name, index), entity, says)
+        elif says == "reports":
+            yield _of_groups((*path, name), "domain names", says)
 
 
 def _of_networks(path: FieldPath, peers: Iterable[Any]) -> Iterator[_Remark]:
@@ -152,25 +158,26 @@ def _of_network(path: FieldPath, text: str) -> Iterator[_Remark]:
         )  # fmt: skip
 
 
-def _of_endpoints(path: FieldPath, endpoints: Any, *, denies: bool) -> Iterator[_Remark]:  # noqa: ANN401 - a model
+def _of_endpoints(path: FieldPath, endpoints: Any, says: _Says) -> Iterator[_Remark]:  # noqa: ANN401 - a model
     if endpoints.entity is not None:
-        yield from _of_entity(path, endpoints.entity, denies=denies)
+        yield from _of_entity(path, endpoints.entity, says)
         return
-    yield _of_workloads(path, denies=denies)
+    yield _of_groups(path, "workloads by their labels", says)
     of_namespaces = cilium.of_pods_and_namespaces(endpoints)[1]
     yield from _of_namespaces(path, (asked.key for asked in of_namespaces))
 
 
-def _of_workloads(path: FieldPath, *, denies: bool) -> _Remark:
-    if denies:
+def _of_groups(path: FieldPath, what: str, says: _Says) -> _Remark:
+    """Warn of peers of whom a machine never knows for certain that it knows all."""
+    if says == "allows":
         return _Remark(
-            path, "workloads by their labels in a rule that denies", "networks",
-            "Write CIDRs; where workloads of other machines are is not known here, so every peer is denied, or the"
-            " policy refused",
+            path, what, "networks, if workloads of other machines are meant",
+            "Add CIDRs for those; labels select workloads of this machine alone",
         )  # fmt: skip
+    otherwise = "every peer is denied" if says == "denies" else "nothing is told of them"
     return _Remark(
-        path, "workloads by their labels", "networks, if workloads of other machines are meant",
-        "Add CIDRs for those; labels select workloads of this machine alone",
+        path, f"{what} in a rule that {says}", "networks",
+        f"Write CIDRs; not all of them are known here, so {otherwise}, or the policy refused",
     )  # fmt: skip
 
 
@@ -183,9 +190,9 @@ def _of_namespaces(path: FieldPath, keys: Iterable[str]) -> Iterator[_Remark]:
         )  # fmt: skip
 
 
-def _of_entity(path: FieldPath, entity: str, *, denies: bool) -> Iterator[_Remark]:
+def _of_entity(path: FieldPath, entity: str, says: _Says) -> Iterator[_Remark]:
     if entity not in LOCAL_ENTITIES:
-        otherwise = "every peer is denied, or the policy refused" if denies else "it is nobody"
+        otherwise = "every peer is denied, or the policy refused" if says == "denies" else "it is nobody"
         yield _Remark(
             path, shown(entity), "an entity that a machine knows by itself: host, world, all",
             f"Tell the agent its networks (networkEntities); where that is not done, {otherwise}",
@@ -266,7 +273,7 @@ def _of_kubernetes_peer(path: FieldPath, peer: Any) -> Iterator[_Remark]:  # noq
         for number, exception in enumerate(peer.ipBlock.except_):
             yield from _of_network((*path, "ipBlock", "except", number), exception)
         return
-    yield _of_workloads(path, denies=False)
+    yield _of_groups(path, "workloads by their labels", "allows")
     if peer.namespaceSelector is not None:
         keys = (*peer.namespaceSelector.matchLabels, *(one.key for one in peer.namespaceSelector.matchExpressions))
         yield from _of_namespaces((*path, "namespaceSelector"), keys)

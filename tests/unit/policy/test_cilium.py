@@ -337,6 +337,21 @@ def test_a_policy_that_audits_never_refuses(
         assert verdict(text, Operation.RECEIVE, peer) is expected
 
 
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({"ingressDeny": [{"fromEndpoints": [{}]}]}, "spec.ingressDeny[0].fromEndpoints[0]"),
+        ({"egress": [{"toFQDNs": [{"matchName": "a.b"}], "toPorts": [TCP_80 | {"serverNames": ["a.b"]}]}]},
+         "spec.egress[0].toFQDNs"),
+        ({"ingress": [{"fromEndpoints": [{}], "toPorts": [TCP_80 | {"rules": {"http": []}}]}]},
+         "spec.ingress[0].fromEndpoints[0]"),
+    ],
+)  # fmt: skip
+def test_of_whom_nothing_can_be_told_is_warned_of(spec: dict[str, Any], field: str) -> None:
+    told = [problem for problem in problems_of(policy(spec, audit=True)) if problem.field == field]
+    assert ["nothing is told of them" in str(problem) for problem in told] == [True]
+
+
 CONTENTS: list[tuple[dict[str, Any], str]] = [
     ({"rules": {"http": [{"path": "/"}]}}, "rules"),
     ({"rules": {"http": []}}, "rules"),
