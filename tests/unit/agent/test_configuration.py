@@ -48,6 +48,14 @@ def test_defaults_are_those_that_exist(tmp_path: Path, monkeypatch: pytest.Monke
         ("mode: sealed\ntableRegions: true\n", "from 1 to"),
         ("mode: sealed\n---\nmode: host\n", "holds 2 documents"),
         ("mode: [sealed\n", "agent.yaml"),
+        ("mode: sealed\nengines: [nftables]\n", "expected bpf_lsm for mode sealed"),
+        ("mode: host\nengines: []\n", "a list of bpf_lsm or nftables"),
+        ("mode: host\nengines: [iptables]\n", "a list of bpf_lsm or nftables"),
+        ("mode: host\nengines: nftables\n", "a list of bpf_lsm or nftables"),
+        ("mode: host\nnodeLabels: {a: 1}\n", "nodeLabels: found"),
+        ("mode: host\nnetworkManagement: [{cidr: 192.0.2.1/24}]\n", "networkManagement: found"),
+        ("mode: host\nnetworkEntities: {host: [192.0.2.0/24]}\n", "networkEntities: found"),
+        ("mode: host\nnetworkResolvers: [127.0.0.53]\n", "networkResolvers: found"),
     ],
 )
 def test_a_configuration_that_could_be_misunderstood_is_refused(tmp_path: Path, text: str, reason: str) -> None:
@@ -66,6 +74,21 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "agent.yaml").write_bytes(b"#" * ((1 << 20) + 1))
     with pytest.raises(ConfigurationError, match="larger than"):
         load(tmp_path / "agent.yaml")
+
+
+def test_settings_about_networks(tmp_path: Path) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_text(
+        "mode: host\nengines: [nftables, nftables]\nnodeLabels: {role: edge}\n"
+        "networkManagement: [{cidr: 192.0.2.0/24, ports: [22]}]\n"
+        "networkEntities: {cluster: [10.0.0.0/8]}\nnetworkResolvers: [192.0.2.53]\n"
+    )
+    found = load(path)
+    assert (found.engines, found.node_labels) == (("nftables",), (("role", "edge"),))
+    assert (found.entities, found.resolvers) == ((("cluster", ("10.0.0.0/8",)),), ("192.0.2.53",))
+    [exemption] = found.management
+    assert exemption.match.cidrs == ("192.0.2.0/24",)
+    assert parse({"mode": "sealed"}, "agent.yaml").engines == ("bpf_lsm", "nftables")
 
 
 def test_a_path_with_a_zero_byte_is_none() -> None:
