@@ -223,8 +223,11 @@ def _lines(alerts: Any, *, as_json: bool) -> Iterator[str]:  # noqa: ANN401 - a 
             yield json.dumps(members)
         else:
             where = members["ContainerName"] or members["ContainerID"] or "(no workload)"
-            what = members["Resource"] or members["Data"]
+            if members["Type"] == "MatchedNetworkPolicy":  # a packet has ends, and no process
+                what = f"{members['Resource']} {members['Data']}"
+            else:
+                what = f"{members['Resource'] or members['Data']} by {members['ProcessName'] or '?'}"
             yield visible(
                 f"{members['UpdatedTime']} {members['Action']:<5} {members['Operation']:<7} {what}"
-                f" by {members['ProcessName'] or '?'} in {where}: {members['PolicyName']} {members['Rule']}"
+                f" in {where}: {members['PolicyName']} {members['Rule']}"
             )

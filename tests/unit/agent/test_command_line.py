@@ -19,12 +19,16 @@ from guest_agent import main as agent_main
 from guest_agent.agent import Agent
 from guest_agent.api import service
 from guest_agent.api.hook_socket import Peer, Stage
+from guest_agent.engines.network_port import NetworkEvent
 from guest_agent.engines.port import EngineError, KernelEvent
 from guest_agent.engines.simulator import SimulatedKernel, SimulatorEngine
+from guest_agent.events.alerts import Subject
+from guest_agent.events.network import NetworkAlertMaker
 from guest_agent.events.stream import MAXIMUM_SUBSCRIBERS
 from hauberk._wire import hauberk_v1_agent_pb2 as messages
 from hauberk._wire import hauberk_v1_agent_pb2_grpc as stubs
 from hauberk.cli import main
+from hauberk.policy.rules import Section
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -169,6 +173,17 @@ def test_alerts_are_one_line_each_whatever_a_file_is_called(served: Served, caps
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
+def test_alerts_of_packets_show_both_ends(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    event = NetworkEvent(
+        0, 1, "deny", 3, Section.EGRESS, protocol="tcp", source_address="10.0.0.1", source_port=40000,
+        destination_address="192.0.2.1", destination_port=443, count=7,
+    )  # fmt: skip
+    served.agent.alerts.publish(NetworkAlertMaker("h", "nftables").make(event, Subject("c1")))
+    _, out, _ = served.ask(capsys, "alerts")
+    ends = "SourceIP=10.0.0.1 SourcePort=40000 DestinationIP=192.0.2.1 DestinationPort=443 Protocol=TCP Count=7"
+    assert f"Block NetworkFirewall EGRESS {ends} in c1: " in out
+
+
 def test_followed_alerts_come_as_they_happen_until_the_agent_ends(
     served: Served, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
 ) -> None:
