@@ -327,6 +327,44 @@ def test_rights_that_nothing_refuses_are_told_of(fake: FakeMachine, start: Start
     assert any("container c1 may have CAP_NET_ADMIN" in warning for warning in second.warnings())
 
 
+ENTITIES = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: entities, namespace: default}
+spec:
+  endpointSelector: {matchExpressions: [{key: app, operator: In, values: [secrets]}]}
+  egress:
+    - toEntities: [cluster]
+  egressDeny:
+    - toEntities: [kube-apiserver]
+      toPorts: [{ports: [{port: "8002", protocol: TCP}]}]
+"""
+
+
+def test_an_entity_that_nobody_resolves_is_refused_or_told_of(
+    fake: FakeMachine, start: Start, configure: Configure, network: SimulatedNetwork
+) -> None:
+    sealed = configure(more=[ENTITIES])
+    with pytest.raises(StartError, match=r"(?s)entity cluster is .*entity kube-apiserver is "):
+        start(sealed)
+    assert network.namespaces == {}
+    known = (("cluster", ("192.0.2.0/24",)), ("kube-apiserver", ("192.0.2.9/32",)))
+    agent = start(replace(sealed, entities=known))
+    assert announce(agent, fake.container(annotations=LABELS, network=77)).accepted
+    assert passes(agent, 77) == (True, False)
+    assert sends(agent, 77, BAD, to="192.0.2.8").passes
+    agent.stop()
+    host = start(replace(sealed, entities=known[:1], mode="host"))
+    assert passes(host, 77) == (True, False)
+    assert not sends(host, 77, BAD, to="192.0.2.8").passes  # whom Block means is not known: everybody
+    assert any("1 rule(s) of the bundle are not enforced" in warning for warning in host.warnings())
+
+
+def test_names_need_a_resolver(start: Start, configure: Configure) -> None:
+    with pytest.raises(StartError, match="no resolver"):
+        start(replace(configure(more=[NAMES]), resolvers=()))
+
+
 # ---- restart -----------------------------------------------------------------------------------------------------
 
 

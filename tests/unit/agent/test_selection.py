@@ -16,12 +16,25 @@ from guest_agent.workloads.selection import (
     PolicySet,
     SelectionError,
     Target,
+    host_packets,
     identify,
     select,
+    selected_by,
     selector_to_json,
 )
-from hauberk.policy.rules import Action, ObjectKind, Operation, Origin, Rule, RuleSet, Section, Verdict
-from hauberk.policy.selectors import Selector, WorkloadIdentity
+from hauberk.policy.rules import (
+    Action,
+    LabelRequirement,
+    ObjectKind,
+    Operation,
+    Origin,
+    PeerMatch,
+    Rule,
+    RuleSet,
+    Section,
+    Verdict,
+)
+from hauberk.policy.selectors import Scope, Selector, WorkloadIdentity
 
 RULE = Rule(
     Section.PROCESS,
@@ -133,6 +146,8 @@ def test_an_uncovered_container_gets_the_bundles_default() -> None:
         {"policies": [{**POLICY, "selector": {**SELECTOR, "within": 1}}]},
         {"policies": [{**POLICY, "selector": {**SELECTOR, "labels": 1}}]},
         {"policies": [{**POLICY, "selector": {"scope": "container"}}]},
+        {"policies": [{**POLICY, "selector": {**SELECTOR, "requirements": [["a", "Maybe", []]]}}]},
+        {"policies": [{**POLICY, "selector": {**SELECTOR, "requirements": ["a"]}}]},
         {"postures": None}, {"postures": [["file"]]}, {"postures": [["file", 1]]},
         {"unenforced": None}, {"unenforced": [3]}, {"unenforced": [["p", "f", "file", "x", 1, "r", "w", "i"]]},
         {"unenforced": [["p", "f", "file", 1, 1, "r", "w"]]},
@@ -248,3 +263,33 @@ def test_a_malformed_target_or_succession_is_refused(changes: dict[str, object])
     PolicySet.from_json(good)
     with pytest.raises(ValueError, match=r"found|unpack"):
         PolicySet.from_json({**good, **changes})
+
+
+def test_selectors_come_back_from_json_as_they_went() -> None:
+    asked = (LabelRequirement("app", "In", ("a", "b")), LabelRequirement("canary", "DoesNotExist"))
+    selector = Selector(labels=(("x", "y"),), requirements=asked)
+    policy = {**POLICY, "selector": json.loads(json.dumps(selector_to_json(selector)))}
+    found = PolicySet.from_json(
+        {"digest": "d", "name": "n", "version": 1, "default": "deny", "posture": "block", "signedBy": "o",
+         "policies": [policy], "unenforced": [], "postures": [["file", "block"], ["network", "audit"]]}
+    )  # fmt: skip
+    assert found.policies[0].selector == selector
+    assert found.packet_postures == ((Section.NETWORK, Verdict.AUDIT),)
+
+
+def test_rules_about_paths_and_about_packets_are_two_sets() -> None:
+    peer = Rule(Section.EGRESS, ObjectKind.PEER, "any", Action.BLOCK, Origin("net", "f"), match=PeerMatch())
+    both = replace(policies(), policies=(
+        *policies().policies,
+        Policy("net", "", Selector(labels=(("app", "secrets"),)), (peer,)),
+        Policy("of hosts", "", Selector(scope=Scope.HOST), (peer,)),
+    ), postures=(("network", "audit"),))  # fmt: skip
+    chosen = select(both, WorkloadIdentity(labels={"app": "secrets"}))
+    assert chosen.policies == ("shell", "net")
+    assert [rule.section for rule in chosen.rule_set.rules if not rule.implied] == [RULE.section]
+    assert chosen.packets == RuleSet((peer,), Verdict.DENY, ((Section.NETWORK, Verdict.AUDIT),))
+    assert host_packets(both, WorkloadIdentity(host=True)).rules == (peer,)
+    targeted = replace(both, target=Target(labels=(("app", "other"),)))
+    assert [policy.name for policy in selected_by(targeted, WorkloadIdentity(host=True))] == ["of hosts"]
+    with pytest.raises(SelectionError, match="outside the target"):
+        select(targeted, WorkloadIdentity(labels={"app": "secrets"}))
