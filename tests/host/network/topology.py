@@ -38,8 +38,8 @@ FIRST_SOURCE_PORT: Final = 20000
 _ROUNDS: Final = 40000
 """Source ports run from the first one on, one for each round, and then again from the start."""
 _SOURCE: Final = Path(__file__).with_name("prober.c")
-_BUILT: Final = Path(".cache/containers/truth_prober")
-"""The same, for guests of the vm lane, which have no compiler."""
+_BUILT: Final = Path(__file__).resolve().parents[3] / ".cache" / "containers" / "truth_prober"
+"""The prober for guests of the vm lane, which have no compiler."""
 _PATIENCE_SECONDS: Final = 10.0
 """How long a prober may take to say that it is ready, before something is broken."""
 
@@ -366,10 +366,7 @@ class Network(Places):
             begun.arrived.add(probe)
 
     def _make(self, stack: contextlib.ExitStack) -> None:
-        program = _BUILT
-        if shutil.which("gcc"):
-            program = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hauberk-truth-"))) / "prober"
-            _run(["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(program), str(_SOURCE)])
+        program = _program(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hauberk-truth-"))))
         machines = sorted({plan.machine for plan in self.plans.values()})
         for machine in ("router", *machines):
             holder = Prober(program, ["-n"], machine)
@@ -433,6 +430,18 @@ _FORWARDING: Final = (
     "echo 1 >/proc/sys/net/ipv4/ip_forward",
     "echo 1 >/proc/sys/net/ipv6/conf/all/forwarding",
 )
+
+
+def _program(directory: Path) -> Path:
+    """Give the compiled prober: made here, or where there is no compiler (in guests), by `make build`."""
+    if shutil.which("gcc") is None:
+        if not _BUILT.is_file():
+            message = f"there is no gcc, and no {_BUILT}: run `make build` where there is one"
+            raise TopologyError(message)
+        return _BUILT
+    program = directory / "prober"
+    _run(["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(program), str(_SOURCE)])
+    return program
 
 
 def _interface(name: str, number: int, own: Sequence[Sequence[str]]) -> Iterator[str]:
