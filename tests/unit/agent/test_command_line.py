@@ -172,7 +172,6 @@ def test_alerts_are_one_line_each_whatever_a_file_is_called(served: Served, caps
     assert isinstance(found[0]["Timestamp"], int)
 
 
-@pytest.mark.parametrize("options", [(), ("--json",)])
 def test_alerts_of_packets_show_both_ends(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     event = NetworkEvent(
         0, 1, "deny", 3, Section.EGRESS, protocol="tcp", source_address="10.0.0.1", source_port=40000,
@@ -184,6 +183,7 @@ def test_alerts_of_packets_show_both_ends(served: Served, capsys: pytest.Capture
     assert f"Block NetworkFirewall EGRESS {ends} in c1: " in out
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
 def test_followed_alerts_come_as_they_happen_until_the_agent_ends(
     served: Served, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
 ) -> None:
