@@ -55,7 +55,9 @@ _ALL_STATES: Final = 0xFFFF_FFFF
 _GET_ADDRESS, _GET_ROUTE = 22, 26
 _ADDRESS_HEADER, _ROUTE_HEADER = 8, 12
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_RTA_DESTINATION, _RTA_INTERFACE = 1, 4
+_RTA_DESTINATION, _RTA_SOURCE, _RTA_INTERFACE = 1, 2, 4
+_ADDRESS_INDEX: Final = 4
+_INDEX: Final = struct.Struct("=i")
 _MULTICAST_4, _MULTICAST_6 = 0xE0, 0xFF
 _LOOPBACK_4: Final = 127
 _IPV4_BYTES: Final = 4
@@ -288,17 +290,20 @@ def cgroup_tree(mounts: Iterable[str] = CGROUP_MOUNTS) -> dict[int, Cgroups]:
 
 
 class Surroundings:
-    """Which addresses are the namespace's own, and by which interface others are reached."""
+    """Which addresses are the namespace's own, and by which interfaces others are reached."""
 
     def __init__(self, channel: NetlinkSocket, interface_name: Callable[[int], str]) -> None:
         """``channel`` speaks rtnetlink in the namespace. Raises NetlinkError, OSError."""
         self._channel = channel
         self._interface_name = interface_name
-        self._interfaces: dict[bytes, str] = {}
-        self._own = set[bytes]()
+        self._routes: dict[tuple[bytes, bytes], str] = {}
+        self._own: dict[bytes, set[str]] = defaultdict(set)
         for message in channel.dump(Message(_GET_ADDRESS, b"\0" * _ADDRESS_HEADER)):
             read = netlink.attributes(message.payload[_ADDRESS_HEADER:])
-            self._own.update(read[kind] for kind in (_IFA_ADDRESS, _IFA_LOCAL) if kind in read)
+            name = interface_name(_INDEX.unpack_from(message.payload, _ADDRESS_INDEX)[0])
+            for kind in (_IFA_ADDRESS, _IFA_LOCAL):
+                if kind in read:
+                    self._own[read[kind]].add(name)
 
     def hook(self, flow: Flow) -> Hook | None:
         """Give the hook that a flow's first packet passed; None for one that never left the namespace."""
@@ -311,21 +316,27 @@ class Surroundings:
     def _is_own(self, address: bytes) -> bool:
         return address in self._own or (len(address) == _IPV4_BYTES and address[0] == _LOOPBACK_4)
 
-    def interface(self, address: bytes) -> str:
-        """Give the name of the interface that an address is reached by; "" where there is no route."""
-        if address not in self._interfaces:
-            self._interfaces[address] = self._look_up(address)
-        return self._interfaces[address]
+    def interfaces(self, peer: bytes, own: bytes = b"") -> set[str]:
+        """Give the interfaces by which packets between an address and another come and go.
 
-    def _look_up(self, address: bytes) -> str:
-        family = _FAMILIES[4 if len(address) == _IPV4_BYTES else 6]
-        header = struct.pack("=BB", family, 8 * len(address)) + b"\0" * (_ROUTE_HEADER - 2)
+        That is where the route from ``own`` (empty: from anywhere) to the peer leads, and where ``own`` is: on a
+        machine with several networks, what is known of a flow does not tell which of them it took.
+        """
+        if (peer, own) not in self._routes:
+            self._routes[peer, own] = self._route(peer, own if own in self._own else b"")
+        return {self._routes[peer, own], *self._own.get(own, ())}
+
+    def _route(self, peer: bytes, own: bytes) -> str:
+        """Give the name of the interface that an address is reached by; "" where there is no route."""
+        bits = 8 * len(peer)
+        header = struct.pack("=BBB", _FAMILIES[4 if len(peer) == _IPV4_BYTES else 6], bits, bits if own else 0)
+        parts = attribute(_RTA_DESTINATION, peer) + (attribute(_RTA_SOURCE, own) if own else b"")
         try:
-            answers = self._channel.ask(Message(_GET_ROUTE, header + attribute(_RTA_DESTINATION, address)))
+            answers = self._channel.ask(Message(_GET_ROUTE, header.ljust(_ROUTE_HEADER, b"\0") + parts))
         except NetlinkError:
             return ""
         for answer in answers:
             read = netlink.attributes(answer.payload[_ROUTE_HEADER:])
             if _RTA_INTERFACE in read:
-                return self._interface_name(struct.unpack("=i", read[_RTA_INTERFACE])[0])
+                return self._interface_name(_INDEX.unpack(read[_RTA_INTERFACE])[0])
         return ""

@@ -378,7 +378,7 @@ class NftablesEngine:
                 gone = encode(old, {key: old.elements[key] for key in change.removed})
                 come = encode(change.set, change.added)
                 sums[name] = kernel.changed_sum(sums[name], gone, come)
-                steps += engine_reconcile.exchange(name, gone, come)
+                steps += engine_reconcile.exchange(name, definition, gone, come)
             for name, one in ruleset.sets.items():
                 if one.timeout:
                     present = kernel.read_set(held.channel, name, before.structure.sets[name].definition)

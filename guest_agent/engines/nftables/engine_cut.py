@@ -7,6 +7,7 @@ told apart from others' (several processes share its port) all of them have to p
 
 from __future__ import annotations
 
+import itertools
 import socket
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
@@ -79,19 +80,22 @@ class _Cut:
         yield from ((flow, hook) for flow, hook in related if hash(flow.master) in gone)
 
     def _passes(self, flow: Flow, hook: Hook, surroundings: Surroundings) -> bool:
-        asked = self._by_interface
-        came = surroundings.interface(flow.source) if asked and hook != "output" else ""
-        went = surroundings.interface(flow.destination) if asked and hook != "input" else ""
+        """Tell whether a flow passes by every way that it may have taken, for everybody whose it may be."""
+        came = {""} if hook == "output" else self._ways(surroundings, flow.source, hook, flow.destination)
+        went = {""} if hook == "input" else self._ways(surroundings, flow.destination, hook, flow.source)
         owners = self._owners(flow, hook) or [()]
+        return all(self._verdict(flow, hook, *ways) for ways in itertools.product(came, went, owners))
+
+    def _ways(self, surroundings: Surroundings, peer: bytes, hook: Hook, own: bytes) -> set[str]:
+        if not self._by_interface:
+            return {""}
+        return surroundings.interfaces(peer, b"" if hook == "forward" else own)
+
+    def _verdict(self, flow: Flow, hook: Hook, came: str, went: str, owner: Cgroups) -> bool:
         # Rules go by the peer, and by no source port but those of services (DHCP).
         peers = (flow.source if hook != "output" else b"", flow.destination if hook != "input" else b"")
         sent = flow.source_port if (flow.source_port or 0) < _FIRST_EPHEMERAL_PORT else None
-        parts = (*peers, flow.protocol, sent, flow.port, flow.icmp_type, came, went)
-        return all(self._verdict(flow, hook, came, went, owner, (hook, parts, owner)) for owner in owners)
-
-    def _verdict(  # noqa: PLR0913, PLR0917 - what a packet is judged by
-        self, flow: Flow, hook: Hook, came: str, went: str, owner: Cgroups, question: object
-    ) -> bool:
+        question = (hook, *peers, flow.protocol, sent, flow.port, flow.icmp_type, came, went, owner)
         if question not in self._known:
             packet = Packet(
                 source=_text(flow.source),

@@ -43,13 +43,11 @@ def encode(
         words = verdict or (None,)
         target = words[1] if len(words) > 1 else ""
         if plain:
-            encoded[kernel.element(first, verdict=words[0], chain=target or "")] = time
             beyond = key[0][1] + 1
-            if beyond < 1 << WIDTHS[described.fields[0]]:
-                encoded[kernel.interval_end(_bytes(encoding, (beyond,)))] = time
+            last = _bytes(encoding, (beyond,)) if beyond < 1 << WIDTHS[described.fields[0]] else None
         else:
             last = _bytes(encoding, (part[1] for part in key)) if described.interval else None
-            encoded[kernel.element(first, last, words[0], target or "")] = time
+        encoded[kernel.element(first, last, words[0], target or "")] = time
     return encoded
 
 

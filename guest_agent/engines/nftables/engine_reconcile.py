@@ -61,7 +61,8 @@ def reconcile(held: Table | None, wanted: Table) -> Change:
     kept = _Kept(sets, chains, quotas, rewritten)
     begun = (Step(kernel.new_table(), "the table"),) if held is None or held.flags != wanted.flags else ()
     steps = (*begun, *_removals(present, wanted, kept), *_additions(present, wanted, kept))
-    structure = bool(begun or rewritten) or sets != wanted.sets.keys() or quotas != wanted.quotas.keys()
+    same = sets == wanted.sets.keys() and quotas == wanted.quotas.keys() == present.quotas.keys()
+    structure = bool(begun or rewritten) or not same
     return Change("nothing" if not steps else "table" if structure else "elements", steps)
 
 
@@ -80,7 +81,7 @@ def _removals(present: Table, wanted: Table, kept: _Kept) -> Iterator[Step]:
         if present.chains[name].rules:
             yield Step(kernel.flush_chain(name), f"the rules of chain {name}")
     for name in sorted(kept.sets):
-        yield from _deleted(name, _gone(present.sets[name], wanted.sets[name]))
+        yield from _deleted(name, wanted.sets[name].definition, _gone(present.sets[name], wanted.sets[name]))
     for name in sorted(present.sets.keys() - kept.sets):
         yield Step(kernel.delete_set(name), f"set {name}")
     for name in sorted(present.chains.keys() - kept.chains):
@@ -97,23 +98,26 @@ def _additions(present: Table, wanted: Table, kept: _Kept) -> Iterator[Step]:
     for number, name in enumerate(sorted(wanted.sets.keys() - kept.sets), 1):
         yield Step(kernel.new_set(name, wanted.sets[name], number), f"set {name}")
     for name in sorted(wanted.sets):
-        yield from _added(name, _come(present.sets[name] if name in kept.sets else None, wanted.sets[name]))
+        come = _come(present.sets[name] if name in kept.sets else None, wanted.sets[name])
+        yield from _added(name, wanted.sets[name].definition, come)
     for name in sorted(kept.rewritten & wanted.chains.keys()):
         for place, rule in enumerate(wanted.chains[name].rules, 1):
             yield Step(kernel.new_rule(name, rule), f"rule {place} of chain {name}")
 
 
-def _deleted(name: str, elements: Mapping[bytes, int]) -> Iterator[Step]:
-    return (Step(made, f"elements of set {name}") for made in kernel.delete_elements(name, elements))
+def _deleted(name: str, definition: bytes, elements: Mapping[bytes, int]) -> Iterator[Step]:
+    plain = kernel.has_plain_intervals(definition)
+    return (Step(made, f"elements of set {name}") for made in kernel.delete_elements(name, elements, plain=plain))
 
 
-def _added(name: str, elements: Mapping[bytes, int]) -> Iterator[Step]:
-    return (Step(made, f"elements of set {name}") for made in kernel.new_elements(name, elements))
+def _added(name: str, definition: bytes, elements: Mapping[bytes, int]) -> Iterator[Step]:
+    plain = kernel.has_plain_intervals(definition)
+    return (Step(made, f"elements of set {name}") for made in kernel.new_elements(name, elements, plain=plain))
 
 
-def exchange(name: str, gone: Mapping[bytes, int], come: Mapping[bytes, int]) -> tuple[Step, ...]:
+def exchange(name: str, definition: bytes, gone: Mapping[bytes, int], come: Mapping[bytes, int]) -> tuple[Step, ...]:
     """Give the transaction that takes some elements out of a set and puts others in."""
-    return (*_deleted(name, gone), *_added(name, come))
+    return (*_deleted(name, definition, gone), *_added(name, definition, come))
 
 
 def members(held: Set, wanted: Mapping[bytes, int], name: str) -> tuple[Step, ...]:
@@ -123,7 +127,7 @@ def members(held: Set, wanted: Mapping[bytes, int], name: str) -> tuple[Step, ..
         frozenset(encoded for encoded, time in wanted.items() if not time),
         {encoded: time for encoded, time in wanted.items() if time},
     )
-    return exchange(name, _gone(held, after), _come(held, after))
+    return exchange(name, held.definition, _gone(held, after), _come(held, after))
 
 
 def with_usage(wanted: Table, usage: Mapping[str, Quota]) -> Table:

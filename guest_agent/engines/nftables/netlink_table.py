@@ -21,7 +21,7 @@ from guest_agent.engines.nftables import netlink
 from guest_agent.engines.nftables.netlink import Message, NetlinkError, attribute, nested, netfilter, text, u32, u64
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from guest_agent.engines.nftables.netlink import NetlinkSocket
 
@@ -54,7 +54,8 @@ _QUOTA_BYTES, _QUOTA_FLAGS, _QUOTA_CONSUMED = 1, 2, 4
 _QUOTA_DEPLETED: Final = 2
 _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
 _INTERVAL_END: Final = 1
-_CONCATENATED_INTERVALS: Final = 0x84
+_INTERVAL: Final = 0x4
+_CONCATENATION: Final = 0x80
 _READINGS: Final = 20
 _SUM_BYTES: Final = 32
 _SUM_MASK: Final = (1 << 8 * _SUM_BYTES) - 1
@@ -75,8 +76,7 @@ class Chain:
 class Set:
     """A set or map: what it is, and its elements.
 
-    ``timed`` has those that end by themselves, with what is left of their time in milliseconds; the end of an interval
-    has the time of its start.
+    ``timed`` has those that end by themselves, with what is left of their time in milliseconds.
     """
 
     definition: bytes
@@ -142,7 +142,11 @@ def changed_sum(total: int, gone: Iterable[bytes], come: Iterable[bytes]) -> int
 
 
 def element(key: bytes, key_end: bytes | None = None, verdict: str | None = None, chain: str = "") -> bytes:
-    """Encode an element: its key, the other end of a concatenation of ranges, the verdict it maps to."""
+    """Encode an element: its key, its other end, the verdict it maps to.
+
+    ``key_end`` is the last key of concatenated ranges. Of a plain interval it is the key behind the last one (None:
+    there is none): the kernel keeps start and end of those as two elements, which come and go together.
+    """
     parts = [nested(_KEY, attribute(_VALUE, key))]
     if verdict is not None:
         target = (text(_VERDICT_CHAIN, chain),) if chain else ()
@@ -153,24 +157,52 @@ def element(key: bytes, key_end: bytes | None = None, verdict: str | None = None
     return b"".join(parts)
 
 
-def interval_end(key: bytes) -> bytes:
-    """Encode the element behind the last of a range, as sets of plain (not concatenated) intervals want it."""
-    return u32(_ELEMENT_FLAGS, _INTERVAL_END) + nested(_KEY, attribute(_VALUE, key))
+def has_plain_intervals(definition: bytes) -> bool:
+    """Whether a set is of intervals of one field."""
+    return _flags(definition) & (_INTERVAL | _CONCATENATION) == _INTERVAL
 
 
-def _read_element(payload: bytes) -> tuple[bytes, int]:
-    """Give an element in the one form, and how many milliseconds are left of it (0: it stays)."""
+def is_slow_to_shrink(definition: bytes) -> bool:
+    """Whether every element that is deleted from a set makes the kernel go over all of it (concatenated intervals)."""
+    return _flags(definition) & (_INTERVAL | _CONCATENATION) == _INTERVAL | _CONCATENATION
+
+
+def _flags(definition: bytes) -> int:
+    return netlink.read_number(netlink.attributes(definition).get(_SET_FLAGS, b""))
+
+
+@dataclass(frozen=True, slots=True)
+class _Element:
+    """One element as the kernel keeps it; ``time`` is what is left of it in milliseconds, 0 for one that stays."""
+
+    parts: dict[int, bytes]
+    time: int
+
+    @property
+    def is_end(self) -> bool:
+        return bool(netlink.read_number(self.parts.get(_ELEMENT_FLAGS, b"")) & _INTERVAL_END)
+
+    @property
+    def key(self) -> bytes:
+        return netlink.attributes(self.parts[_KEY])[_VALUE]
+
+    def encoded(self, beyond: bytes | None = None) -> bytes:
+        """Give it in the one form, with the end of its interval where it is the start of one."""
+        parts = [_value(_KEY, self.parts[_KEY])]
+        if _DATA in self.parts:
+            parts.append(_value(_DATA, self.parts[_DATA]))
+        if beyond is not None:
+            parts.append(nested(_KEY_END, attribute(_VALUE, beyond)))
+        elif _KEY_END in self.parts and self.parts[_KEY_END] != self.parts[_KEY]:
+            parts.append(_value(_KEY_END, self.parts[_KEY_END]))
+        return b"".join(parts)
+
+
+def _read_element(payload: bytes) -> _Element:
     read = netlink.attributes(payload)
-    flags = netlink.read_number(read.get(_ELEMENT_FLAGS, b"")) & _INTERVAL_END
-    parts = [u32(_ELEMENT_FLAGS, flags)] if flags else []
-    parts.append(_value(_KEY, read[_KEY]))
-    if _DATA in read:
-        parts.append(_value(_DATA, read[_DATA]))
-    if _KEY_END in read and read[_KEY_END] != read[_KEY]:
-        parts.append(_value(_KEY_END, read[_KEY_END]))
     timed = _TIMEOUT in read or _EXPIRATION in read
     left = netlink.read_number(read.get(_EXPIRATION, read.get(_TIMEOUT, b"")))
-    return b"".join(parts), max(left, 1) if timed else 0
+    return _Element(read, max(left, 1) if timed else 0)
 
 
 def _value(kind: int, payload: bytes) -> bytes:
@@ -268,54 +300,38 @@ def delete_set(name: str) -> Message:
     return message(DELETE_SET, text(_SET_NAME, name))
 
 
-def new_elements(name: str, elements: Mapping[bytes, int]) -> list[Message]:
-    """Add elements with their times in milliseconds (0: for good)."""
-    return _elements(NEW_ELEMENTS, name, elements, netlink.CREATE)
+def new_elements(name: str, elements: Mapping[bytes, int], *, plain: bool) -> list[Message]:
+    """Add elements with their times in milliseconds (0: for good). ``plain``: :func:`has_plain_intervals`."""
+    return _elements(NEW_ELEMENTS, name, elements, netlink.CREATE, plain=plain)
 
 
-def delete_elements(name: str, elements: Mapping[bytes, int]) -> list[Message]:
+def delete_elements(name: str, elements: Mapping[bytes, int], *, plain: bool) -> list[Message]:
     """Delete elements, all of which are there."""
-    return _elements(DELETE_ELEMENTS, name, dict.fromkeys(elements, 0), 0)
+    return _elements(DELETE_ELEMENTS, name, dict.fromkeys(elements, 0), 0, plain=plain)
 
 
-def _elements(kind: int, name: str, elements: Mapping[bytes, int], flags: int) -> list[Message]:
-    encoded = (
-        nested(_LIST_ELEMENT, one, u64(_TIMEOUT, time) if time and not _is_end(one) else b"")
-        for one, time in _in_order(elements)
-    )
+def _elements(kind: int, name: str, elements: Mapping[bytes, int], flags: int, *, plain: bool) -> list[Message]:
+    if plain:  # each start before its end, and where one begins where another is over, that one's end before
+        encoded = (part for one, time in sorted(elements.items()) for part in _interval(one, time))
+    else:
+        encoded = (nested(_LIST_ELEMENT, one, _time(time)) for one, time in elements.items())
     return [
         message(kind, text(_LIST_SET, name), nested(_LIST_ELEMENTS, piece), flags=flags)
         for piece in netlink.split(encoded)
     ]
 
 
-def _time(encoded: bytes, time: int) -> bytes:
-    """Encode the time of an element; the kernel keeps that of an interval with its start alone."""
-    return u64(_TIMEOUT, time) if time and not _is_end(encoded) else b""
+def _interval(encoded: bytes, time: int) -> Iterator[bytes]:
+    """Give the two elements of an interval; its time is that of its start alone."""
+    parts = netlink.attributes(encoded)
+    start = b"".join(nested(kind, parts[kind]) for kind in (_KEY, _DATA) if kind in parts)
+    yield nested(_LIST_ELEMENT, start, _time(time))
+    if _KEY_END in parts:
+        yield nested(_LIST_ELEMENT, u32(_ELEMENT_FLAGS, _INTERVAL_END), nested(_KEY, parts[_KEY_END]))
 
 
-def _in_order(elements: Mapping[bytes, int]) -> Iterable[tuple[bytes, int]]:
-    """Give elements in an order that the kernel takes: of plain intervals each start, then its end.
-
-    Where one interval begins where another is over, that one's end comes first.
-    """
-    if not any(_is_end(encoded) for encoded in elements):
-        return elements.items()
-    return sorted(elements.items(), key=lambda item: (_key_of(item[0]), not _is_end(item[0])))
-
-
-def _is_end(encoded: bytes) -> bool:
-    return encoded[2] == _ELEMENT_FLAGS
-
-
-def _key_of(encoded: bytes) -> bytes:
-    return netlink.attributes(encoded)[_KEY]
-
-
-def is_slow_to_shrink(definition: bytes) -> bool:
-    """Whether every element that is deleted from a set makes the kernel go over all of it (concatenated intervals)."""
-    flags = netlink.read_number(netlink.attributes(definition).get(_SET_FLAGS, b""))
-    return flags & _CONCATENATED_INTERVALS == _CONCATENATED_INTERVALS
+def _time(time: int) -> bytes:
+    return u64(_TIMEOUT, time) if time else b""
 
 
 def new_quota(name: str, quota: Quota) -> Message:
@@ -418,31 +434,27 @@ def _dump(channel: NetlinkSocket, kind: int, table: str, *parts: bytes) -> list[
 
 def read_set(channel: NetlinkSocket, name: str, definition: bytes, table: str = TABLE) -> Set:
     """Read the elements of a set. Raises NetlinkError, OSError."""
-    found: dict[bytes, int] = {}
-    for read in _dump(channel, GET_ELEMENTS, table, text(_LIST_SET, name)):
-        for _, payload in netlink.walk(read.get(_LIST_ELEMENTS, b"")):
-            encoded, time = _read_element(payload)
-            found[encoded] = time
-    found = _paired(found)
-    stay = frozenset(encoded for encoded, time in found.items() if not time)
-    return Set(definition, stay, {encoded: time for encoded, time in found.items() if time})
+    found = [
+        _read_element(payload)
+        for read in _dump(channel, GET_ELEMENTS, table, text(_LIST_SET, name))
+        for _, payload in netlink.walk(read.get(_LIST_ELEMENTS, b""))
+    ]
+    encoded = dict(
+        _intervals(found) if has_plain_intervals(definition) else ((one.encoded(), one.time) for one in found)
+    )
+    stay = frozenset(one for one, time in encoded.items() if not time)
+    return Set(definition, stay, {one: time for one, time in encoded.items() if time})
 
 
-def _paired(found: dict[bytes, int]) -> dict[bytes, int]:
-    """Give the ends of plain intervals the time of their starts, which the kernel keeps with the start alone.
-
-    An end whose start is over already is left out: the kernel takes it away some time.
-    """
-    if not any(_is_end(encoded) for encoded in found):
-        return found
-    paired: dict[bytes, int] = {}
-    time: int | None = None  # of the interval that has begun
-    for encoded, own in _in_order(found):
-        if not _is_end(encoded):
-            time = paired[encoded] = own
-        elif time is not None:
-            paired[encoded], time = time, None
-    return paired
+def _intervals(found: Iterable[_Element]) -> Iterator[tuple[bytes, int]]:
+    """Put starts and ends together. An end whose start's time is over is left out: the kernel takes it away later."""
+    start: _Element | None = None
+    for one in sorted(found, key=lambda one: (one.key, not one.is_end)):
+        if start is not None:
+            yield start.encoded(one.key if one.is_end else None), start.time
+        start = None if one.is_end else one
+    if start is not None:
+        yield start.encoded(), start.time
 
 
 def _read_quota(payload: bytes) -> Quota:

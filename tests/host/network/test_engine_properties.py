@@ -119,17 +119,14 @@ def test_what_is_read_back_is_what_was_planned(place: Place, channel: NetlinkSoc
 def _keys(described: Set, encoded: Mapping[bytes, object]) -> set[Key]:
     """Decode elements on another way than they were encoded on: by what the kernel tells of each."""
     plain = described.interval and len(described.fields) == 1
-    ends = sorted(int.from_bytes(_value(one, 1), "big") for one in encoded if one[2] == 3)
     found: set[Key] = set()
     for one in encoded:
-        if one[2] == 3:
-            continue
-        first = _fields(described, _value(one, 1))
+        first, beyond = _fields(described, _value(one, 1)), _value(one, 10)
         if plain:
-            after = (end for end in ends if end > first[0])
-            found.add(((first[0], next(after, 1 << WIDTHS[described.fields[0]]) - 1),))
+            last = _fields(described, beyond)[0] - 1 if beyond else (1 << WIDTHS[described.fields[0]]) - 1
+            found.add(((first[0], last),))
         else:
-            found.add(tuple(zip(first, _fields(described, _value(one, 10) or _value(one, 1)), strict=True)))
+            found.add(tuple(zip(first, _fields(described, beyond or _value(one, 1)), strict=True)))
     return found
 
 
