@@ -471,7 +471,7 @@ class Network:
             raise EngineError(message)
 
     def _namespace(self, inode: int) -> Namespace:
-        return Namespace(inode, self._paths.get(inode, f"{self._machine.proc_root}/self/ns/net"))
+        return Namespace(inode, self._paths[inode])
 
     def _look(self) -> dict[int, str]:
         """Read anew where everybody is; give the ends of pairs that lead to the namespaces."""
@@ -553,8 +553,10 @@ class Network:
                 if self._problems.get(inode) != str(error):
                     logger.warning("the rules of network namespace %d do not follow yet: %s", inode, error)
                 self._problems[inode] = str(error)
-        for inode in self._paths.keys() - desired.keys() - self._applied.keys() - {self._own}:
+        there = {held.member.placement.namespace for held in self._all()}  # with rules or, so far, without
+        for inode in self._paths.keys() - there - self._applied.keys() - {self._own}:
             del self._paths[inode]
+            self._problems.pop(inode, None)
             self._problems.pop(inode, None)
 
     def _bring(self, inode: int, desired: Desired | None) -> None:

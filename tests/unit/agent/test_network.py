@@ -447,6 +447,18 @@ def test_a_successor_changes_what_passes(
     assert passes(second, 77) == (False, False)
 
 
+def test_a_successor_brings_rules_to_containers_that_had_none(
+    fake: FakeMachine, start: Start, configure: Configure, signer: keys.PrivateKey
+) -> None:
+    agent = start(configure())
+    assert announce(agent, fake.container(annotations=LABELS, network=77)).accepted
+    controller(agent).upkeep()
+    submit(agent, signer, 2, POLICY, egress())
+    assert passes(agent, 77) == (True, False)
+    [applied] = [one for one in simulator(agent).applied if one.inode == 77]
+    assert applied.path == str(fake.proc / "100" / "ns" / "net")
+
+
 def test_while_a_successor_comes_into_force_both_hold(
     fake: FakeMachine, start: Start, configure: Configure, signer: keys.PrivateKey
 ) -> None:

@@ -173,7 +173,7 @@ def test_the_unit_has_no_more_than_it_needs(containers: Containers) -> None:
     assert containers.bundles
     pid = shown(UNIT, "MainPID")
     status = Path(f"/proc/{pid}/status").read_text("utf-8")
-    granted = {39, 38, 34, 21, 19, 2}  # BPF, PERFMON, SYSLOG, SYS_ADMIN, SYS_PTRACE, DAC_READ_SEARCH
+    granted = {39, 38, 34, 21, 19, 12, 2}  # BPF, PERFMON, SYSLOG, SYS_ADMIN, SYS_PTRACE, NET_ADMIN, DAC_READ_SEARCH
     for name in ("CapEff", "CapBnd"):
         match = re.search(rf"^{name}:\s*(\w+)$", status, re.MULTILINE)
         assert match is not None
