@@ -13,7 +13,19 @@ from hauberk.policy import coverage, explain, models, normalise
 from hauberk.policy.annotations import Mode
 from hauberk.policy.explain import Explainer, Question, QuestionError
 from hauberk.policy.resolution import RootResolver, expand
-from hauberk.policy.rules import Action, ObjectKind, Operation, Origin, Rule, RuleSet, Section, Verdict, join
+from hauberk.policy.rules import (
+    Action,
+    ObjectKind,
+    Operation,
+    Origin,
+    PeerGroup,
+    PeerMatch,
+    Rule,
+    RuleSet,
+    Section,
+    Verdict,
+    join,
+)
 from hauberk.policy.selectors import Scope
 from tests.unit.policy.documents_of_each_kind import CONTAINER, HOST, NETWORK, QUOTA
 
@@ -357,3 +369,51 @@ def test_quotas_of_containers_are_explained_too() -> None:
     answer = ask({"operation": "receive", "object": "10.0.0.1", "beyondQuota": True}, rule_set(QUOTA))
     assert "up to 5368709120 bytes in 86400 s for each policy" in explain.as_text(answer)
     assert answer.decision.verdict is Verdict.DENY
+
+
+def test_what_follows_from_a_rule_that_is_not_held_is_not_held_either() -> None:
+    origin = Origin("p", "f")
+    watched = Rule(Section.FILE, ObjectKind.PATH, "/data", Action.AUDIT, origin, sources=("/bin/s",), terminal=False)
+    block = Rule(Section.FILE, ObjectKind.PATH, "/x", Action.BLOCK, origin)
+    answer = ask({"operation": "write", "path": "/bin/s"}, join((watched, block)))
+    assert answer.decision.verdict is Verdict.DENY  # who has rights of its own is kept from being replaced
+    assert answer.notes[-1].endswith("and allow is what the engine does")
+    engine = Explainer(join(coverage.in_force((watched, block)))).ask(answer.asked)
+    assert engine.decision.verdict is Verdict.ALLOW
+
+
+def test_an_engine_that_holds_more_of_packets_says_so_by_its_own_rules() -> None:
+    origin = Origin("p", "f")
+    match = PeerMatch(groups=(PeerGroup("name", "a.example.com"),), ports=((80, 80, "tcp"),))
+    block = Rule(Section.EGRESS, ObjectKind.PEER, "x", Action.BLOCK, origin, match=match)
+    answer = ask({"operation": "send", "object": "10.0.0.1 tcp/80"}, RuleSet((block,)))
+    assert answer.decision.verdict is Verdict.ALLOW
+    assert "and deny is what the engine does" in answer.notes[0]
+    assert answer.notes[1].startswith("the question does not say by which domain name")
+    assert ask({"operation": "send", "object": "10.0.0.1 tcp/81"}, RuleSet((block,))).notes == ()
+    known = ask({"operation": "send", "object": "10.0.0.1 tcp/80 name a.example.com"}, RuleSet((block,)))
+    assert known.decision.verdict is Verdict.DENY
+
+
+def test_a_rule_about_packets_is_told_whole() -> None:
+    match = PeerMatch(
+        ("10.0.0.0/8",), exceptions=("10.1.0.0/16",), icmp=((4, 8), (6, None)), groups=(PeerGroup("entity", "world"),)
+    )
+    rule = Rule(Section.EGRESS, ObjectKind.PEER, "x", Action.BLOCK, Origin("p", "f"), match=match, default_deny=False)
+    told = explain.rule_as_json(rule)
+    assert told["defaultDeny"] is False
+    assert told["match"] == {
+        "cidrs": ["10.0.0.0/8"],
+        "except": ["10.1.0.0/16"],
+        "groups": [{"kind": "entity", "value": "world"}],
+        "icmp": [{"family": "IPv4", "type": 8}, {"family": "IPv6", "type": None}],
+    }
+    assert "without default deny" in explain.rule_as_text(rule)
+    nothing = Rule(
+        Section.EGRESS, ObjectKind.PEER, "nothing", Action.ALLOW, Origin("p", "f"), match=PeerMatch(nothing=True),
+        default_deny=True,
+    )  # fmt: skip
+    assert explain.rule_as_json(nothing)["match"] == {"nothing": True}
+    assert "with default deny" in explain.rule_as_text(nothing)
+    isolated = ask({"operation": "send", "object": "10.0.0.1"}, RuleSet((nothing,)))
+    assert (isolated.decision.verdict, isolated.notes) == (Verdict.DENY, ())
