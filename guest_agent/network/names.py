@@ -14,15 +14,19 @@ address too many grants one; so everything doubtful is left out:
   the form of IPv6 is left out: packets to it are IPv4, and who answers so to a question for IPv6 wants something else.
 
 Pointers in compressed names only ever lead backwards here (RFC 1035 §4.1.4: "a prior occurrence"), so that there is no
-loop; the number of records, aliases and bytes is bounded.
+loop; the number of records, aliases and bytes is bounded, and no byte is read as a name twice.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import struct
-from dataclasses import dataclass
-from typing import Final
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MAXIMUM_BYTES: Final = 4096
 """Bytes that are read of an answer: more than UDP answers have in practice (RFC 6891 §6.2.5 suggests 4096 at most)."""
@@ -58,12 +62,25 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class _Name:
+    """A name: its labels, whether a pattern can match it, and where it ends."""
+
+    labels: bytes
+    known: bool
+    end: int
+
+    @property
+    def text(self) -> str | None:
+        return self.labels.decode("ascii") if self.known else None
+
+
+@dataclass(frozen=True, slots=True)
 class _Record:
     owner: str
     kind: int
     seconds: int
     start: int
-    length: int
+    end: int
 
 
 class _CutError(Exception):
@@ -72,20 +89,20 @@ class _CutError(Exception):
 
 def read(payload: bytes) -> Answer | None:
     """Read what UDP carried; None where it says nothing of the addresses of a name. Raises nothing, whatever it is."""
-    payload = payload[:MAXIMUM_BYTES]
+    message = _Message(payload[:MAXIMUM_BYTES])
     try:
-        asked, kind, place, records = _begin(payload)
+        asked, kind, place, records = message.begin()
     except _CutError:
         return None
     aliases: dict[str, tuple[str, int]] = {}
     addresses: list[tuple[str, str, int]] = []
-    for record in _records(payload, place, records):
+    for record in message.records(place, records):
         if record.kind == _CNAME:
-            target = _name_within(payload, record)
+            target = message.alias(record)
             if target is not None:
                 aliases.setdefault(record.owner, (target, record.seconds))
         elif record.kind in _LENGTHS and kind in {record.kind, _ANY}:
-            address = _address(payload[record.start : record.start + record.length], record.kind)
+            address = _address(message.payload[record.start : record.end], record.kind)
             if address is not None:
                 addresses.append((record.owner, address, record.seconds))
     ways = _ways(asked, aliases)
@@ -96,83 +113,82 @@ def read(payload: bytes) -> Answer | None:
     return Answer(asked, tuple(found.items())) if found else None
 
 
-def _begin(payload: bytes) -> tuple[str, int, int, int]:
-    """Give the name and type asked for, where the answers begin, and how many there are."""
-    if len(payload) < _HEADER.size:
-        raise _CutError
-    _, flags, questions, records, _, _ = _HEADER.unpack_from(payload)
-    if not flags & _ANSWER or flags & _NO_OPCODE_NO_ERROR or questions != 1:
-        raise _CutError
-    asked, place = _name(payload, _HEADER.size)
-    kind, of_network = _unpack(_QUESTION, payload, place)
-    if asked is None or kind not in {_A, _AAAA, _ANY} or of_network != _INTERNET:
-        raise _CutError
-    return asked, kind, place + _QUESTION.size, min(records, MAXIMUM_RECORDS)
+class _Message:
+    """The parts of an answer. Names that pointers lead to are read once, however many do."""
 
+    def __init__(self, payload: bytes) -> None:
+        self.payload = payload
+        self._names: dict[int, _Name] = {}
 
-def _records(payload: bytes, place: int, count: int) -> list[_Record]:
-    """Give the records that are there in full and that are about a name we could be asked for."""
-    found: list[_Record] = []
-    try:
-        for _ in range(count):
-            owner, place = _name(payload, place)
-            kind, of_network, seconds, length = _unpack(_RECORD, payload, place)
-            place += _RECORD.size
-            if place + length > len(payload):
-                break
-            if owner is not None and of_network == _INTERNET:
-                found.append(_Record(owner, kind, seconds if seconds <= MAXIMUM_SECONDS else 0, place, length))
-            place += length
-    except _CutError:
-        pass  # what came before is whole
-    return found
-
-
-def _unpack(form: struct.Struct, payload: bytes, place: int) -> tuple[int, ...]:
-    if place + form.size > len(payload):
-        raise _CutError
-    return form.unpack_from(payload, place)
-
-
-def _name_within(payload: bytes, record: _Record) -> str | None:
-    """Give the name that a record's data is; None if it is not one, or not one alone."""
-    try:
-        name, end = _name(payload, record.start)
-    except _CutError:
-        return None
-    return name if end == record.start + record.length else None
-
-
-def _name(payload: bytes, place: int) -> tuple[str | None, int]:
-    """Give a name, None for one that no pattern can match, and where it ends."""
-    labels: list[bytes] = []
-    end: int | None = None
-    size, earliest, pointers = 1, place, 0
-    while True:
-        if place >= len(payload):
+    def begin(self) -> tuple[str, int, int, int]:
+        """Give the name and type asked for, where the answers begin, and how many there are."""
+        _, flags, questions, records, _, _ = self._unpack(_HEADER, 0)
+        if not flags & _ANSWER or flags & _NO_OPCODE_NO_ERROR or questions != 1:
             raise _CutError
-        length = payload[place]
-        if length >= 0xC0:  # noqa: PLR2004 - two bits set: a pointer
-            if place + 1 >= len(payload):
-                raise _CutError
-            end = place + 2 if end is None else end
-            place = (length & 0x3F) << 8 | payload[place + 1]
-            pointers += 1
-            if place >= earliest or pointers > MAXIMUM_POINTERS:
-                raise _CutError
-            earliest = place
-            continue
-        size += length + 1
-        if length > 0x3F or size > _MAXIMUM_NAME or place + 1 + length > len(payload):  # noqa: PLR2004 - a label
+        asked = self._name(_HEADER.size)
+        kind, of_network = self._unpack(_QUESTION, asked.end)
+        text = asked.text
+        if text is None or kind not in {_A, _AAAA, _ANY} or of_network != _INTERNET:
             raise _CutError
-        place += 1
-        if not length:
-            break
-        labels.append(payload[place : place + length].lower())
-        place += length
-    text = b".".join(labels)
-    known = bool(labels) and all(_LABEL.issuperset(label) for label in labels)
-    return (text.decode("ascii") if known else None), (place if end is None else end)
+        return text, kind, asked.end + _QUESTION.size, min(records, MAXIMUM_RECORDS)
+
+    def records(self, place: int, count: int) -> Iterator[_Record]:
+        """Give the records that are there in full and that are about a name we could be asked for."""
+        with suppress(_CutError):  # what came before is whole
+            for _ in range(count):
+                owner = self._name(place)
+                kind, of_network, seconds, length = self._unpack(_RECORD, owner.end)
+                start = owner.end + _RECORD.size
+                place = start + length
+                if place > len(self.payload):
+                    return
+                text = owner.text
+                if text is not None and of_network == _INTERNET:
+                    yield _Record(text, kind, seconds if seconds <= MAXIMUM_SECONDS else 0, start, place)
+
+    def alias(self, record: _Record) -> str | None:
+        """Give the name that a record's data is; None if it is not one, or not one alone."""
+        try:
+            name = self._name(record.start)
+        except _CutError:
+            return None
+        return name.text if name.end == record.end else None
+
+    def _name(self, start: int, pointers: int = 0, room: int = _MAXIMUM_NAME - 1) -> _Name:
+        """Read the name that begins at a place, which so many pointers have led to; ``room`` is for it, in octets."""
+        found = self._names.get(start)
+        if found is None:
+            length = self._octet(start)
+            if not length:
+                found = _Name(b"", known=False, end=start + 1)
+            elif length >= 0xC0:  # noqa: PLR2004 - two bits set: it stands elsewhere
+                place = (length & 0x3F) << 8 | self._octet(start + 1)
+                if place >= start or pointers >= MAXIMUM_POINTERS:
+                    raise _CutError
+                found = replace(self._name(place, pointers + 1, room), end=start + 2)
+            else:
+                following = start + 1 + length
+                label = self.payload[start + 1 : following].lower()
+                left = room - length - 1
+                if length > 0x3F or following > len(self.payload) or left < 0:  # noqa: PLR2004 - six bits
+                    raise _CutError
+                rest = self._name(following, pointers, left)
+                known = _LABEL.issuperset(label) and (rest.known or not rest.labels)
+                found = _Name(label + b"." + rest.labels if rest.labels else label, known, rest.end)
+            self._names[start] = found
+        if found.labels and len(found.labels) >= room:
+            raise _CutError
+        return found
+
+    def _octet(self, place: int) -> int:
+        if place >= len(self.payload):
+            raise _CutError
+        return self.payload[place]
+
+    def _unpack(self, form: struct.Struct, place: int) -> tuple[int, ...]:
+        if place + form.size > len(self.payload):
+            raise _CutError
+        return form.unpack_from(self.payload, place)
 
 
 def _ways(asked: str, aliases: dict[str, tuple[str, int]]) -> dict[str, int]:

@@ -157,6 +157,25 @@ def test_long_chains_of_pointers_and_aliases_end() -> None:
         assert (read(answer) is not None) is found
 
 
+def test_a_name_has_at_most_255_octets_wherever_they_stand() -> None:
+    for rest, whole in ((189, True), (190, False)):
+        tail = f"{'b' * 63}.{'c' * 63}.{'d' * (rest - 128)}"  # with a label of 63 before it: 253 or 254 characters
+        longest = f"{'a' * 63}.{tail}"
+        written = message(longest, A, address(QUESTION, "192.0.2.1"))
+        assert (read(written) is not None) is whole
+        start = len(message(tail, A))  # of the alias behind the question, whose name the question has read already
+        led = (alias(QUESTION, "x.example"), Record(name("x.example"), CNAME, 9, b"\x3f" + b"a" * 63 + QUESTION))
+        behind = address(pointer(start + len(led[0].encode()) + len(name("x.example")) + 10), "192.0.2.1")
+        assert (read(message(tail, A, *led, behind)) is not None) is whole
+
+
+def test_labels_without_end_are_no_name() -> None:
+    header = message("x", A)[:12]
+    assert read(header + b"\1a" * 2000) is None
+    assert read(header + b"\1a" * 126 + b"\0" + b"\0\1\0\1") is None  # whole, and says nothing
+    assert read(header + b"\x40" + b"a" * 64 + b"\0\0\1\0\1") is None  # a kind of label that is none
+
+
 def test_aliases_in_a_circle_end() -> None:
     records = (alias(QUESTION, "b.example"), alias(name("b.example"), WWW), address(name("b.example"), "192.0.2.1"))
     assert read(message(WWW, A, *records)) == Answer(WWW, (("192.0.2.1", 300),))
