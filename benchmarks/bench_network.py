@@ -242,19 +242,23 @@ def memory_of(kind: str, size: int) -> None:
         with world() as made, tempfile.TemporaryDirectory() as directory:
             receiver = made.receiver()
             allowed = rules.make(size)
-            before: tuple[int | None, int]
+            write = rules.linear if kind == "list" else rules.hand_written
+            file = Path(directory) / "rules.nft"
+            file.write_text(write([]))
+            engine = NftablesEngine()
+            # once without rules: what comes up at the first time is not of the rules
+            engine.apply(receiver.namespace, desired(rules.rule_set([])))
+            engine.remove(receiver.namespace)
+            made.receiver().nft(file)
+            file.write_text(write(allowed))
+            wanted = desired(rules.rule_set(allowed))
+            time.sleep(SETTLING_SECONDS)
+            before = kernel.bytes(), status("VmRSS")
             if kind == "hauberk":
-                engine = NftablesEngine()
-                engine.apply(receiver.namespace, desired(rules.rule_set([])))
-                engine.remove(receiver.namespace)
-                wanted = desired(rules.rule_set(allowed))
-                before = kernel.bytes(), status("VmRSS")
                 engine.apply(receiver.namespace, wanted)
             else:
-                file = Path(directory) / "rules.nft"
-                file.write_text((rules.linear if kind == "list" else rules.hand_written)(allowed))
-                before = kernel.bytes(), status("VmRSS")
                 receiver.nft(file)
+            time.sleep(SETTLING_SECONDS)
             after = kernel.bytes()
             ours = kind == "hauberk"
             found = {
