@@ -61,8 +61,9 @@ def reconcile(held: Table | None, wanted: Table) -> Change:
     kept = _Kept(sets, chains, quotas, rewritten)
     begun = (Step(kernel.new_table(), "the table"),) if held is None or held.flags != wanted.flags else ()
     steps = (*begun, *_removals(present, wanted, kept), *_additions(present, wanted, kept))
-    same = sets == wanted.sets.keys() and quotas == wanted.quotas.keys() == present.quotas.keys()
-    structure = bool(begun or rewritten) or not same
+    structure = bool(begun or rewritten) or not (
+        sets == wanted.sets.keys() == present.sets.keys() and quotas == wanted.quotas.keys() == present.quotas.keys()
+    )
     return Change("nothing" if not steps else "table" if structure else "elements", steps)
 
 

@@ -42,8 +42,9 @@ _TABLE_FLAGS: Final = 2
 _GENERATION_ID: Final = 1
 _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE, _CHAIN_USERDATA = 3, 4, 5, 7, 12
 _CHAIN_KEPT: Final = (_CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE, _CHAIN_USERDATA)
-_RULE_CHAIN, RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 2, 3, 4, 7
-_SET_NAME, _SET_FLAGS, _SET_ID = 2, 3, 10
+_RULE_CHAIN, _RULE_EXPRESSIONS, _RULE_USERDATA = 2, 4, 7
+_SET_NAME, _SET_FLAGS, _SET_DESCRIPTION, _SET_ID = 2, 3, 9, 10
+_DESCRIPTION_FIELDS, _FIELD_BYTES = 2, 1
 # flags, types and lengths of key and data, policy, description, time-out and collection, userdata, expressions
 _SET_KEPT: Final = (_SET_FLAGS, 4, 5, 6, 7, 8, 9, 11, 12, 13, 15, 17, 18)
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEMENT = 1, 2, 3, 1
@@ -167,6 +168,18 @@ def is_slow_to_shrink(definition: bytes) -> bool:
     return _flags(definition) & (_INTERVAL | _CONCATENATION) == _INTERVAL | _CONCATENATION
 
 
+def with_intervals(definition: bytes, widths: tuple[int, ...]) -> bytes:
+    """Give the definition of a set of concatenations, made one of concatenated intervals.
+
+    ``widths`` are the bytes of the fields.
+    """
+    parts = netlink.attributes(definition)
+    parts[_SET_FLAGS] = (_flags(definition) | _INTERVAL | _CONCATENATION).to_bytes(4, "big")
+    fields = b"".join(nested(_LIST_ELEMENT, u32(_FIELD_BYTES, width)) for width in widths)
+    parts[_SET_DESCRIPTION] = parts.get(_SET_DESCRIPTION, b"") + nested(_DESCRIPTION_FIELDS, fields)
+    return _kept(parts, _SET_KEPT)
+
+
 def _flags(definition: bytes) -> int:
     return netlink.read_number(netlink.attributes(definition).get(_SET_FLAGS, b""))
 
@@ -285,11 +298,6 @@ def new_rule(chain: str, rule: bytes) -> Message:
     return message(NEW_RULE, text(_RULE_CHAIN, chain), rule, flags=netlink.CREATE | netlink.APPEND)
 
 
-def replace_rule(chain: str, handle: int, rule: bytes) -> Message:
-    """Put a rule in another's place."""
-    return message(NEW_RULE, text(_RULE_CHAIN, chain), u64(RULE_HANDLE, handle), rule, flags=0x100)  # NLM_F_REPLACE
-
-
 def new_set(name: str, kept: Set, number: int) -> Message:
     """Make a set, without its elements; ``number`` is unique in the transaction."""
     return message(NEW_SET, text(_SET_NAME, name), u32(_SET_ID, number), kept.definition, flags=netlink.CREATE)
@@ -384,8 +392,8 @@ def _read_table(channel: NetlinkSocket, table: str) -> Table | None:
             return None
         raise
     rules: dict[str, list[bytes]] = {}
-    for _, chain, read in read_rules(channel, table):
-        rules.setdefault(chain, []).append(_read_rule(read))
+    for read in _dump(channel, GET_RULE, table):
+        rules.setdefault(netlink.read_text(read[_RULE_CHAIN]), []).append(_read_rule(read))
     chains = {
         netlink.read_text(read[_CHAIN_NAME]): Chain(
             _kept(read, _CHAIN_KEPT), tuple(rules.get(netlink.read_text(read[_CHAIN_NAME]), ()))
@@ -416,14 +424,6 @@ def read_quotas(channel: NetlinkSocket) -> dict[str, Quota]:
 def reset_quota(channel: NetlinkSocket, name: str) -> None:
     """Set what is used of a quota to nothing. Raises NetlinkError (ENOENT: there is no such quota), OSError."""
     channel.ask(message(RESET_OBJECT, text(_OBJECT_NAME, name), u32(_OBJECT_TYPE, QUOTA)))
-
-
-def read_rules(channel: NetlinkSocket, table: str = TABLE) -> list[tuple[int, str, dict[int, bytes]]]:
-    """Read rules in order: handle, chain and attributes of each. Raises NetlinkError, OSError."""
-    return [
-        (netlink.read_number(read[RULE_HANDLE]), netlink.read_text(read[_RULE_CHAIN]), read)
-        for read in _dump(channel, GET_RULE, table)
-    ]
 
 
 def _dump(channel: NetlinkSocket, kind: int, table: str, *parts: bytes) -> list[dict[int, bytes]]:
