@@ -10,18 +10,22 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from guest_agent.engines.nftables.matching import Sets, located, members_of, product, short, union
+from guest_agent.engines.nftables.matching import located, members_of, product, union
 from guest_agent.engines.nftables.ruleset import Quota
+from guest_agent.engines.nftables.steps import Sets, short
 from hauberk.policy.rules import Action, PeerMatch, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from guest_agent.engines.nftables.matching import Alternative, Step
+    from guest_agent.engines.nftables.matching import Alternative
+    from guest_agent.engines.nftables.steps import Step
     from hauberk.policy.rules import PeerGroup, Rule, RuleSet, Section
 
 MAXIMUM_QUOTAS: Final = 64
 """Most quotas of one rule set and direction: each is asked by itself, for every packet."""
+STAGES: Final = {Action.BLOCK: "b", Action.AUDIT: "a", Action.ALLOW: "l"}
+"""What the roles of each action's look-ups begin with."""
 _PER_ENDPOINT: Final = "pod"
 
 
@@ -80,7 +84,7 @@ def analyse(rule_set: RuleSet, section: Section, owner: str, resolved: Mapping[P
     for rule in rule_set.rules:
         if rule.section is not section:
             continue
-        match = _checked(rule)
+        match = checked(rule)
         if match.interfaces:
             outside = rule
         if match.groups:
@@ -97,9 +101,9 @@ def analyse(rule_set: RuleSet, section: Section, owner: str, resolved: Mapping[P
     return Analysis(
         rule_set,
         sets,
-        union(by_action[Action.BLOCK], sets, "b", resolved),
-        union(by_action[Action.AUDIT], sets, "a", resolved),
-        union(by_action[Action.ALLOW], sets, "l", resolved),
+        union(by_action[Action.BLOCK], sets, STAGES[Action.BLOCK], resolved),
+        union(by_action[Action.AUDIT], sets, STAGES[Action.AUDIT], resolved),
+        union(by_action[Action.ALLOW], sets, STAGES[Action.ALLOW], resolved),
         default,
         _limits(limited, sets, resolved),
         frozenset(groups),
@@ -108,7 +112,7 @@ def analyse(rule_set: RuleSet, section: Section, owner: str, resolved: Mapping[P
     )
 
 
-def _checked(rule: Rule) -> PeerMatch:
+def checked(rule: Rule) -> PeerMatch:
     """Give a rule's match, or refuse a rule that says more than packets can answer."""
     if not isinstance(rule.match, PeerMatch):
         raise located(rule, "found no peer, expected addresses, ports or interfaces; a defect of whoever made the rule")
@@ -121,7 +125,7 @@ def _limits(limited: Iterable[Rule], sets: Sets, resolved: Mapping[PeerGroup, ob
     found: list[Limit] = []
     seen: Counter[tuple[str, ...]] = Counter()
     for rule in sorted(limited, key=lambda one: one.quota or ()):
-        match, groups = members_of(rule, _checked(rule), resolved)
+        match, groups = members_of(rule, checked(rule), resolved)
         named = (match.cidrs, match.exceptions, match.interfaces, match.ports, match.icmp, match.groups)
         words = (
             rule.origin.policy,

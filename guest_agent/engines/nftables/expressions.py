@@ -13,8 +13,8 @@ from hauberk.policy.rules import Section
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from guest_agent.engines.nftables.matching import Lookup, Part
     from guest_agent.engines.nftables.ruleset import Expression, Verdict
+    from guest_agent.engines.nftables.steps import Lookup, Part
 
 INTERFACE: Final = {Section.INGRESS: "iifname", Section.EGRESS: "oifname"}
 """The interface that packets of a direction come by."""

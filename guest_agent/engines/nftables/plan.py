@@ -29,8 +29,10 @@ from guest_agent.engines.network_port import HOST_ENDPOINT, MAXIMUM_LEVEL, Cgrou
 from guest_agent.engines.nftables import expressions, protocols, ranges
 from guest_agent.engines.nftables.analysis import Analysis, analyse
 from guest_agent.engines.nftables.expressions import ACCEPT, DROP, ESTABLISHED, INTERFACE, INVALID
-from guest_agent.engines.nftables.matching import PlanError, Sets, located, product, short
+from guest_agent.engines.nftables.matching import located, product
+from guest_agent.engines.nftables.revising import revise
 from guest_agent.engines.nftables.ruleset import ANSWER_PREFIX, LogMark, Ruleset, Set, difference
+from guest_agent.engines.nftables.steps import PlanError, Sets, short
 from guest_agent.engines.nftables.writing import Writer
 from hauberk.policy import exemptions
 from hauberk.policy.rules import Section, Verdict
@@ -40,10 +42,11 @@ if TYPE_CHECKING:
 
     from guest_agent.engines.network_port import Desired, GroupMembers
     from guest_agent.engines.nftables.analysis import Limit
-    from guest_agent.engines.nftables.matching import Alternative, Dynamic
+    from guest_agent.engines.nftables.matching import Alternative
     from guest_agent.engines.nftables.ranges import Range
     from guest_agent.engines.nftables.ruleset import Expression, FieldType, Hook, Key, Reason
     from guest_agent.engines.nftables.ruleset import Verdict as Outcome
+    from guest_agent.engines.nftables.steps import Dynamic
     from hauberk.policy.exemptions import Exemption
     from hauberk.policy.rules import PeerGroup, RuleSet
 
@@ -131,7 +134,7 @@ class _Planner:
         self._desired = desired
         self._writer = Writer(desired.settings, previous.sets)
         self._known = previous.analyses
-        self._analyses: dict[object, Analysis] = {}
+        self._analyses: dict[str, Analysis] = {}
         self._owners: dict[int, str] = {}
         self._exempt = Sets("x")
         self._counted: dict[tuple[str, int, Section], set[str]] = {}
@@ -171,14 +174,18 @@ class _Planner:
         The first endpoint that has the rule set gives its name to the sets, which all of them share.
         """
         owner = self._owners.setdefault(id(rule_set), owner) + _LETTER[section]
-        key = (id(rule_set), owner)
-        if key not in self._analyses:
-            held = self._known.get(key)
-            groups = self._desired.groups
-            if not isinstance(held, Analysis) or held.resolved != held.groups.intersection(groups):
-                held = analyse(rule_set, section, owner, groups)
-            self._analyses[key] = held
-        return self._analyses[key]
+        if owner not in self._analyses:
+            self._analyses[owner] = self._known_of(rule_set, section, owner) or analyse(
+                rule_set, section, owner, self._desired.groups
+            )
+        return self._analyses[owner]
+
+    def _known_of(self, rule_set: RuleSet, section: Section, owner: str) -> Analysis | None:
+        """Give what the previous plan knew of a rule set, or can tell from what it knew of the one in its place."""
+        held = self._known.get(owner)
+        if not isinstance(held, Analysis) or held.resolved != held.groups.intersection(self._desired.groups):
+            return None
+        return held if held.rule_set is rule_set else revise(held, rule_set, section)
 
     def _take(self, sets: Sets) -> None:
         """Take over the sets of look-ups, those of groups with the members they have now."""

@@ -187,7 +187,7 @@ class Ruleset:
     rules: tuple[Rule, ...] = ()
     sets: Mapping[str, Set] = field(default_factory=dict)
     quotas: Mapping[str, Quota] = field(default_factory=dict)
-    analyses: Mapping[object, object] = field(default_factory=dict, compare=False, repr=False)
+    analyses: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
 
     def commands(self) -> list[dict[str, Any]]:
         """Give the structure as commands of nft's JSON, in an order that nft takes: nothing is used before it is there.

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 
 from guest_agent.engines.nftables import expressions
 from guest_agent.engines.nftables.expressions import ACCEPT, DROP
-from guest_agent.engines.nftables.matching import Dispatch, Enter, Lookup, name
 from guest_agent.engines.nftables.ruleset import Chain, LogMark, Quota, Rule, Set
+from guest_agent.engines.nftables.steps import Dispatch, Enter, Lookup, name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from guest_agent.engines.network_port import Settings
-    from guest_agent.engines.nftables.matching import Alternative, Step
+    from guest_agent.engines.nftables.matching import Alternative
     from guest_agent.engines.nftables.ruleset import Expression, FieldType, Hook, Key, Verdict
+    from guest_agent.engines.nftables.steps import Step
     from hauberk.policy.rules import Section
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from guest_agent.engines.network_port import Cgroup, Desired, Endpoint, Interface, Settings, Whole
-from guest_agent.engines.nftables import matching
+from guest_agent.engines.nftables import boxes, matching
 from guest_agent.engines.nftables.engine import NftablesEngine
 from guest_agent.engines.nftables.plan import plan
 from hauberk.policy import exemptions
@@ -45,7 +45,7 @@ def engine() -> Iterator[NftablesEngine]:
 def sizes(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SMALL.items() if request.param == "cut-small" else ():
-            patch.setattr(matching, name, value)
+            patch.setattr(boxes if hasattr(boxes, name) else matching, name, value)
         yield
 
 

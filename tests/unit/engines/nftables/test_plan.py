@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 
 from guest_agent.engines.network_port import Attachment, Cgroup, Desired, Endpoint, Interface, Settings, Whole
-from guest_agent.engines.nftables import matching, ranges
+from guest_agent.engines.nftables import boxes, matching, ranges
 from guest_agent.engines.nftables.evaluation import Evaluation, Packet
 from guest_agent.engines.nftables.plan import PlanError, difference, plan
 from guest_agent.engines.nftables.ruleset import MAXIMUM_NAME, LogMark, Ruleset
@@ -384,7 +384,7 @@ def test_two_endpoints_cannot_be_known_by_the_same_thing() -> None:
 
 def test_too_many_boxes_or_ways_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     rules = [rule(IN, Action.BLOCK, cidrs=(f"10.0.{n}.0/24",), ports=((n, n, "tcp"),)) for n in range(1, 9)]
-    monkeypatch.setattr(matching, "MAXIMUM_ELEMENTS", 7)
+    monkeypatch.setattr(boxes, "MAXIMUM_ELEMENTS", 7)
     with pytest.raises(PlanError, match="found 8 pairs of a network and a range of ports"):
         plan(of(*rules))
     monkeypatch.setattr(matching, "MAXIMUM_CHAINS", 7)
@@ -407,7 +407,7 @@ def test_ten_thousand_rules_take_few_rules_of_the_kernel() -> None:
     ]
     ruleset = plan(of(*rules))
     assert len(ruleset.rules) < 50
-    assert max(len(one.elements) for one in ruleset.sets.values()) <= matching.SHARD
+    assert max(len(one.elements) for one in ruleset.sets.values()) <= boxes.SHARD
     assert passes(ruleset, "input", incoming("10.3.4.5", 1000 + 3 * 256 + 4))
     assert not passes(ruleset, "input", incoming("10.3.4.5", 1000 + 3 * 256 + 5))
     more = plan(of(*rules, rule(IN, Action.ALLOW, cidrs=("10.38.4.128/26",), ports=((7, 7, "tcp"),))), ruleset)
@@ -426,7 +426,7 @@ def test_no_address_is_in_many_boxes_of_one_set() -> None:
     for one in ruleset.sets.values():
         if len(one.fields) > 1:
             held = max(sum(low <= key[0][0] <= high for (low, high), *_ in one.elements) for key in one.elements)
-            assert held <= matching.HELD
+            assert held <= boxes.HELD
     assert passes(ruleset, "input", incoming("10.200.1.1", 997))
     assert not passes(ruleset, "input", incoming("10.200.1.1", 998))
     assert passes(ruleset, "input", incoming("10.0.5.1", 5005, protocol=17))
@@ -445,7 +445,7 @@ def test_names_are_short_and_nothing_of_a_policy_is_text(first: RuleSet, second:
     assert all(re.fullmatch(r"[a-z][a-z0-9.-]*", name) and len(name) <= MAXIMUM_NAME for name in found)
     assert len({chain.name for chain in ruleset.chains}) == len(ruleset.chains)
     text = json.dumps(ruleset.commands())
-    for word in ("a-policy", "file.yaml", "example", "10.1", "fd00", "eth", "wlan0", "abcdefghijklmno", "cluster"):
+    for word in ("a-policy", "file.yaml", "example", "10.1.", "fd00:", "eth", "wlan0", "abcdefghijklmno", "cluster"):
         assert word not in text
 
 

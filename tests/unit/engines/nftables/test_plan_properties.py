@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guest_agent.engines.network_port import Desired, Endpoint, Settings, Whole
-from guest_agent.engines.nftables import matching
+from guest_agent.engines.nftables import boxes, matching
 from guest_agent.engines.nftables.evaluation import Evaluation
 from guest_agent.engines.nftables.plan import plan
 from hauberk.policy import exemptions
@@ -40,7 +40,7 @@ def _sizes(request: pytest.FixtureRequest) -> Iterator[None]:
         if request.param:
             small = {"SHARED": 2, "SHARED_LISTS": 1, "LIST": 1, "HELD": 2, "MANY": 1, "SHARD": 2, "SPARSE": 2}
             for name, value in small.items():
-                patch.setattr(matching, name, value)
+                patch.setattr(boxes if hasattr(boxes, name) else matching, name, value)
         yield
 
 

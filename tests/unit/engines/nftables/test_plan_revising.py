@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is planned from what was known before is what is planned from nothing; and it is, where little changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Network
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guest_agent.engines.network_port import Desired, Endpoint, Whole
+from guest_agent.engines.nftables import boxes, matching, plan, revising
+from guest_agent.engines.nftables.analysis import Analysis
+from guest_agent.engines.nftables.ruleset import Ruleset, difference
+from hauberk.policy.rules import Action, PeerMatch, Rule, RuleSet, Section, Verdict
+from tests.unit.engines.nftables.policies import rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SMALL = {"SHARED": 5, "SHARED_LISTS": 2, "LIST": 2, "HELD": 3, "MANY": 3, "SHARD": 4, "SPARSE": 2}
+
+
+@pytest.fixture
+def _small() -> Iterator[None]:
+    """Parts so small that every change of their number is seen."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SMALL.items():
+            patch.setattr(boxes if hasattr(boxes, name) else matching, name, value)
+        yield
+
+
+def _network(number: int, length: int) -> str:
+    return str(IPv4Network((0x0A000000 | number << 4, length), strict=False))
+
+
+def _network6(number: int, length: int) -> str:
+    return str(IPv6Network((0xFD << 120 | number << 60, length), strict=False))
+
+
+networks = st.one_of(
+    st.builds(_network, st.integers(0, 255), st.sampled_from((24, 25, 26, 28, 30, 32))),
+    st.builds(_network, st.integers(0, 255), st.sampled_from((8, 23, 27, 32))),
+    st.builds(_network6, st.integers(0, 15), st.sampled_from((8, 64, 66, 128))),
+)
+ports = st.one_of(
+    st.just(()),
+    st.sampled_from((((80, 80, "tcp"),), ((80, 90, "tcp"),), ((85, 99, "tcp"), (53, 53, "udp")), ((1, 9, "udp"),))),
+    st.just(((1, 1, "tcp"), (3, 3, "tcp"), (5, 5, "tcp"))),
+    st.just(((0, 65535, "tcp"),)),
+)
+
+
+@st.composite
+def plain_rules(draw: st.DrawFn) -> Rule:
+    """Draw a rule that can be revised, most times."""
+    action = draw(st.sampled_from((Action.BLOCK, Action.BLOCK, Action.ALLOW, Action.AUDIT)))
+    cidrs = draw(st.lists(networks, min_size=draw(st.sampled_from((0, 1, 1, 1, 1, 1, 1, 1))), max_size=4).map(tuple))
+    odd = draw(st.integers(0, 30))
+    interfaces = ("eth0",) if odd == 0 else ()
+    exceptions = ("10.0.0.0/26",) if odd == 1 and cidrs else ()
+    written = draw(ports)
+    section = draw(st.sampled_from((Section.INGRESS, Section.INGRESS, Section.INGRESS, Section.EGRESS)))
+    return rule(section, action, cidrs=cidrs, ports=written, interfaces=interfaces, exceptions=exceptions)
+
+
+@st.composite
+def successions(draw: st.DrawFn) -> list[RuleSet]:
+    """Draw rule sets of which each differs from the one before by few rules or few networks."""
+    rules = draw(st.lists(plain_rules(), max_size=40))
+    posture = draw(st.sampled_from((Verdict.DENY, Verdict.ALLOW)))
+    found = [RuleSet(tuple(rules), posture)]
+    for _ in range(draw(st.integers(1, 4))):
+        rules = list(rules)
+        for _ in range(draw(st.integers(1, 2))):
+            place = draw(st.integers(0, len(rules)))
+            what = draw(st.sampled_from(("add", "remove", "extend", "reduce")))
+            match = rules[place].match if place < len(rules) else None
+            if what == "add" or not isinstance(match, PeerMatch):
+                rules.insert(place, draw(plain_rules()))
+            elif what == "remove":
+                del rules[place]
+            elif what == "extend":
+                cidrs = (*match.cidrs, draw(networks))
+                rules[place] = replace(rules[place], match=replace(match, cidrs=cidrs))
+            else:
+                cidrs = match.cidrs[1:]
+                rules[place] = replace(rules[place], match=replace(match, cidrs=cidrs, exceptions=()))
+        found.append(RuleSet(tuple(rules), posture))
+    return found
+
+
+def planned(rule_set: RuleSet, previous: Ruleset | None = None) -> Ruleset:
+    return plan.plan(Desired((Endpoint(0, (rule_set,), Whole()),)), previous)
+
+
+@pytest.mark.usefixtures("_small")
+@settings(max_examples=300)
+@given(successions())
+def test_whatever_was_known_before_the_plan_is_the_same(found: list[RuleSet]) -> None:
+    known = planned(found[0])
+    for rule_set in found[1:]:
+        known = planned(rule_set, known)
+        alone = planned(rule_set)
+        assert known.sets == alone.sets
+        assert known == alone
+        assert known.digest == alone.digest
+
+
+def _many(count: int) -> tuple[Rule, ...]:
+    return tuple(
+        rule(
+            Section.INGRESS,
+            Action.BLOCK,
+            cidrs=(f"10.{number >> 8}.{number & 255}.0/25",),
+            ports=((1000 + number, 1003 + number, "tcp"),),
+        )
+        for number in range(count)
+    )
+
+
+LISTED = tuple(f"10.{number >> 8}.{number & 255}.0/25" for number in range(3000))
+RULES = _many(3000)
+ADDED = rule(Section.INGRESS, Action.BLOCK, cidrs=("10.9.9.128/26",), ports=((7, 7, "tcp"),))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (RULES, (*RULES, ADDED)),
+        (RULES, (RULES[0], ADDED, *RULES[1:])),
+        (RULES, (ADDED, *RULES[1:])),
+        (RULES, RULES[:1000] + RULES[1001:]),
+        *(
+            (
+                (rule(Section.INGRESS, Action.BLOCK, cidrs=LISTED, ports=written),),
+                (rule(Section.INGRESS, Action.BLOCK, cidrs=(*LISTED[1:], "10.9.9.128/26"), ports=written),),
+            )
+            for written in ((), ((80, 80, "tcp"),))
+        ),
+    ],
+)
+def test_few_networks_among_thousands_are_not_a_new_analysis(
+    before: tuple[Rule, ...], after: tuple[Rule, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = planned(RuleSet(before))
+    alone = planned(RuleSet(after))
+    monkeypatch.delattr(plan, "analyse")
+    revised = planned(RuleSet(after), known)
+    assert revised == alone
+    changes = difference(known, revised)
+    assert changes is not None
+    assert sum(len(change.added) + len(change.removed) for change in changes) in {1, 2}
+    assert sum(one is not known.sets[name] for name, one in revised.sets.items()) == len(changes)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        RuleSet(RULES[:-65]),
+        RuleSet(RULES, Verdict.AUDIT),
+        RuleSet((*RULES, replace(ADDED, match=PeerMatch(cidrs=LISTED[:70], ports=((7, 7, "tcp"),))))),
+        RuleSet((*RULES, replace(ADDED, match=PeerMatch(cidrs=("10.0.0.0/8",), ports=((7, 7, "tcp"),))))),
+        RuleSet((*RULES, replace(ADDED, match=PeerMatch(cidrs=LISTED[:1], quota=(5, 5, "pod"))))),
+        RuleSet((*RULES, replace(ADDED, action=Action.ALLOW))),
+        RuleSet((*RULES, replace(ADDED, match=PeerMatch(cidrs=LISTED[:1], icmp=((4, 8),))))),
+    ],
+)
+def test_what_is_not_so_easy_is_left_to_the_whole(after: RuleSet) -> None:
+    held = planned(RuleSet(RULES)).analyses["s0.0i"]
+    assert isinstance(held, Analysis)
+    assert revising.revise(held, after, Section.INGRESS) is None
