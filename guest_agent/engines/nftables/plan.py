@@ -137,8 +137,8 @@ class _Planner:
         self._analyses: dict[str, Analysis] = {}
         self._owners: dict[int, str] = {}
         self._exempt = Sets("x")
-        self._counted: dict[tuple[str, int, Section], set[str]] = {}
-        self._judges: dict[str, tuple[RuleSet, _Judge]] = {}
+        self._counted: dict[tuple[str, Section], set[str]] = {}
+        self._judges: dict[str, _Judge] = {}
 
     def ruleset(self) -> Ruleset:
         """Make everything, in the order of the endpoints' numbers."""
@@ -147,7 +147,7 @@ class _Planner:
         for endpoint in endpoints:
             for number, rule_set in enumerate(endpoint.rule_sets):
                 for section in (Section.INGRESS, Section.EGRESS):
-                    analysis = self._analysis(rule_set, section, f"s{endpoint.identifier:x}.{number}")
+                    analysis = self._analysis(rule_set, section, f"s{_known_by(endpoint)}.{number}")
                     if analysis.says_nothing:
                         continue
                     place, key = _place(endpoint, number, section)
@@ -178,6 +178,9 @@ class _Planner:
             self._analyses[owner] = self._known_of(rule_set, section, owner) or analyse(
                 rule_set, section, owner, self._desired.groups
             )
+        if self._analyses[owner].rule_set is not rule_set:
+            message = f"found two rule sets for {owner!r}, expected one for each endpoint; a defect of the agent"
+            raise PlanError(message)
         return self._analyses[owner]
 
     def _known_of(self, rule_set: RuleSet, section: Section, owner: str) -> Analysis | None:
@@ -282,28 +285,24 @@ class _Planner:
 
     def _judge(self, endpoint: Endpoint, number: int, section: Section, analysis: Analysis) -> _Judge:
         """Make the chains of an endpoint for a direction and a rule set, once for each way to know the endpoint."""
-        kind = {Whole: "w", Cgroup: "g", Interface: "o"}[type(endpoint.attachment)]
-        if kind == "o" and analysis.outside is not None:
+        if isinstance(endpoint.attachment, Interface) and analysis.outside is not None:
             what = "found names of interfaces, expected none: a workload's own cannot be seen from outside of it"
             raise located(analysis.outside, what)
-        token = f"{kind}{endpoint.identifier:x}.{number}{_LETTER[section]}"
+        token = f"{_known_by(endpoint)}.{number}{_LETTER[section]}"
         if token not in self._judges:
             listed = self._writer.settings.management
             machine = endpoint.identifier == HOST_ENDPOINT
-            exempt = exemptions.holding(whole=kind != "g", machine=machine, listed=listed)
+            whole = not isinstance(endpoint.attachment, Cgroup)
+            exempt = exemptions.holding(whole=whole, machine=machine, listed=listed)
             # While rules change, old and new rule sets have the same quotas: each is counted by the first.
-            counted = self._counted.setdefault((kind, endpoint.identifier, section), set())
+            counted = self._counted.setdefault((_known_by(endpoint), section), set())
             limits = [one for one in analysis.limits if one.quota(endpoint.identifier).name not in counted]
             counted.update(one.quota(endpoint.identifier).name for one in limits)
             for limit in analysis.limits:
                 self._writer.limit(limit.quota(endpoint.identifier))
             maker = _Maker(self._writer, endpoint.identifier, section, token, self._exempt)
-            self._judges[token] = analysis.rule_set, maker.judge(analysis, limits, exempt)
-        rule_set, judge = self._judges[token]
-        if rule_set is not analysis.rule_set:
-            message = f"found endpoint {endpoint.identifier} twice with different rules; a defect of the agent"
-            raise PlanError(message)
-        return judge
+            self._judges[token] = maker.judge(analysis, limits, exempt)
+        return self._judges[token]
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,6 +401,12 @@ class _Maker:
         for alternative in alternatives:
             matches = (part for step in alternative for part in expressions.lookup(step, self.section, reply=reply))
             self.writer.rule(chain, *matches, *guards, expressions.statement(ACCEPT))
+
+
+def _known_by(endpoint: Endpoint) -> str:
+    """Give an endpoint's number and how it is known, which begins the names of all that is its own."""
+    kind = {Whole: "w", Cgroup: "g", Interface: "o"}[type(endpoint.attachment)]
+    return f"{kind}{endpoint.identifier:x}"
 
 
 def _order(endpoint: Endpoint) -> tuple[int, str, str]:

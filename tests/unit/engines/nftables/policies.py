@@ -77,17 +77,18 @@ def rules(draw: st.DrawFn, *, quotas: bool = True) -> Rule:
     """Draw one rule."""
     action = draw(st.sampled_from(Action))
     cidrs = draw(_subset(CIDRS, 4))
+    given, excepted = draw(st.booleans()), draw(st.booleans())
     named = draw(_subset(GROUPS if action is not Action.BLOCK else GROUPS[2:3], 2))
     levels = st.sampled_from(("pod", "policy"))
     return rule(
         draw(st.sampled_from((Section.INGRESS, Section.EGRESS))),
         action,
         cidrs=cidrs,
-        exceptions=draw(_subset(CIDRS[1:], 2)) if cidrs and draw(st.booleans()) else (),
+        exceptions=draw(_subset(CIDRS[1:], 2)) if cidrs and excepted else (),
         ports=draw(_subset(PORTS, 3)),
         icmp=draw(_subset(ICMP, 2)) if draw(st.booleans()) else (),
         interfaces=draw(_subset(INTERFACES, 2)) if draw(st.booleans()) else (),
-        groups=named if draw(st.booleans()) else (),
+        groups=named if given else (),
         nothing=draw(st.integers(0, 9)) == 0,
         quota=draw(st.none() | st.tuples(st.sampled_from((10**6, 10**7)), st.just(60), levels)) if quotas else None,
         default_deny=draw(st.sampled_from((None, None, True, False))),

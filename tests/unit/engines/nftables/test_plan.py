@@ -164,6 +164,16 @@ def test_transports_without_a_socket_to_find_are_refused_where_a_cgroup_restrict
     assert passes(plan(outward), "input", sctp)
 
 
+def test_what_is_known_of_an_endpoint_in_two_ways_can_differ() -> None:
+    inside = RuleSet((rule(OUT, Action.BLOCK, cidrs=("10.0.0.0/8",), ports=((80, 80, "tcp"),)),))
+    outside = RuleSet((rule(OUT, Action.BLOCK, cidrs=("11.0.0.0/8",), ports=((80, 80, "tcp"),)),))
+    ruleset = plan(Desired((Endpoint(5, (inside,), Cgroup(7, 1)), Endpoint(5, (outside,), Interface("v5")))))
+    assert not passes(ruleset, "output", outgoing("10.0.0.1", cgroups=(7,)))
+    assert passes(ruleset, "output", outgoing("11.0.0.1", cgroups=(7,)))
+    assert not passes(ruleset, "forward", outgoing("11.0.0.1", interface_in="v5"))
+    assert passes(ruleset, "forward", outgoing("10.0.0.1", interface_in="v5"))
+
+
 # States
 
 
@@ -376,7 +386,7 @@ def test_two_endpoints_cannot_be_known_by_the_same_thing() -> None:
     with pytest.raises(PlanError, match="found two endpoints with"):
         plan(Desired(tuple(Endpoint(number, (rules,), Cgroup(5, 1)) for number in (1, 2))))
     others = (rules, RuleSet((rule(IN, Action.AUDIT),)))
-    with pytest.raises(PlanError, match="found endpoint 1 twice with different rules"):
+    with pytest.raises(PlanError, match="found two rule sets for"):
         plan(Desired(tuple(Endpoint(1, (one,), Cgroup(number, 1)) for number, one in enumerate(others, 5))))
     ruleset = plan(Desired(tuple(Endpoint(1, (rules,), Interface(name)) for name in ("a", "b"))))
     assert len(ruleset.sets["v.0i"].elements) == 2

@@ -170,6 +170,6 @@ def test_few_networks_among_thousands_are_not_a_new_analysis(
     ],
 )
 def test_what_is_not_so_easy_is_left_to_the_whole(after: RuleSet) -> None:
-    held = planned(RuleSet(RULES)).analyses["s0.0i"]
+    held = planned(RuleSet(RULES)).analyses["sw0.0i"]
     assert isinstance(held, Analysis)
     assert revising.revise(held, after, Section.INGRESS) is None
