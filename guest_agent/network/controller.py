@@ -243,7 +243,7 @@ class Network:
                 held.before = held.member.rule_sets
                 following = packets.get(workload_id)
                 if following is not None:
-                    held.member = replace(held.member, rule_sets=(*held.before, following))
+                    held.member = replace(held.member, rule_sets=(*held.before, self._shared(following)))
             self._host_before, self._host = self._host, (*self._host, host)
             self._version += 1
             try:
@@ -455,10 +455,18 @@ class Network:
         placement: Placement,
         pid: int,
     ) -> None:
-        member = topology.Member(workload_id, placement, (packets,))
+        member = topology.Member(workload_id, placement, (self._shared(packets),))
         self._held[workload_id] = _Held(member, identity, who, pid)
         self._version += 1
         self._paths[placement.namespace] = str(self._machine.proc_root / str(pid) / "ns" / "net")
+
+    def _shared(self, packets: RuleSet) -> RuleSet:
+        """Give the very rules that another workload has which are equal: they are kept, and planned, once."""
+        for held in self._all():
+            for rule_set in held.member.rule_sets:
+                if rule_set == packets:
+                    return rule_set
+        return packets
 
     def _check_quotas(self) -> None:
         """Refuse, on a sealed machine, a quota that several namespaces would have to count together."""

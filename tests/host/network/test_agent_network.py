@@ -83,7 +83,7 @@ def test_rules_hold_before_the_first_instruction(lab: Lab) -> None:
     assert (alert["PolicyName"], alert["Operation"]) == ("DefaultPosture", "NetworkFirewall")
     assert "SourceIP=10.77.1.2 " in str(alert["Data"])
     assert alert["Labels"] == "app=web"
-    assert lab.memory() < MEMORY_LIMIT
+    assert lab.memory() < MEMORY_LIMIT, lab.memory()
     assert attachments(lab, net) == {container: "whole"}
     assert attachments(lab, lab.outside) == {container: "interface v1"}
 

@@ -459,6 +459,22 @@ def test_a_successor_brings_rules_to_containers_that_had_none(
     assert applied.path == str(fake.proc / "100" / "ns" / "net")
 
 
+def test_equal_rules_are_kept_once(
+    fake: FakeMachine, start: Start, configure: Configure, signer: keys.PrivateKey
+) -> None:
+    agent = start(configure(more=[egress()]))
+    for number in (77, 78):
+        assert announce(agent, fake.container(f"c{number}", number, LABELS, network=number)).accepted
+    first, second = (controller(agent).rule_set_of(number) for number in (1, 2))
+    assert first is not None
+    assert first is second
+    submit(agent, signer, 2, POLICY, egress(BAD))
+    assert controller(agent).rule_set_of(1) is controller(agent).rule_set_of(2) is not first
+    applied = simulator(agent).network.namespaces[77]
+    submit(agent, signer, 3, POLICY, egress(BAD))
+    assert simulator(agent).network.namespaces[77] is applied  # what stays the same is not touched
+
+
 def test_while_a_successor_comes_into_force_both_hold(
     fake: FakeMachine, start: Start, configure: Configure, signer: keys.PrivateKey
 ) -> None:
