@@ -9,14 +9,15 @@ the same; each of the others becomes a match of its own. So the lists in the tho
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hauberk.policy import traffic
 from hauberk.policy.inheritance import rule
+from hauberk.policy.peers import ICMP_OF
 from hauberk.policy.rules import ObjectKind, PeerMatch, Section
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from hauberk.policy.models import Policy
     from hauberk.policy.rules import PeerGroup, Rule
@@ -26,6 +27,7 @@ PORTS = ("tcp", "udp", "sctp")
 """The protocols that have ports."""
 DIRECTIONS = ((Section.INGRESS, "ingress"), (Section.EGRESS, "egress"))
 _SHOWN_ELEMENTS = 8
+_Element = TypeVar("_Element")
 
 
 def of_kubearmor(policy: Policy) -> Iterator[Rule]:
@@ -72,14 +74,28 @@ def with_peers(
     peers that is empty is no peer.
     """
     networks = [(traffic.network(cidr), [traffic.network(part) for part in parts]) for cidr, parts in blocks]
-    alone = _overlapping([network for network, _ in networks]) if any(parts for _, parts in networks) else set()
-    alone = {index for index in alone if networks[index][1]}
+    alone = _alone(networks)
     together = [block for index, block in enumerate(networks) if index not in alone]
     groups = tuple(dict.fromkeys(groups))
     if together or groups:
         yield _with(kinds, together, groups)
     for index in sorted(alone):
         yield _with(kinds, [networks[index]])
+
+
+def number_alone(blocks: Iterable[tuple[str, Sequence[str]]]) -> int:
+    """Give how many of these networks become matches of their own."""
+    blocks = tuple(blocks)
+    if not any(parts for _, parts in blocks):
+        return 0
+    return len(_alone([(traffic.network(cidr), [traffic.network(part) for part in parts]) for cidr, parts in blocks]))
+
+
+def _alone(blocks: Sequence[tuple[Network, Sequence[Network]]]) -> set[int]:
+    """Give the indices of networks with exceptions that share an address with another one."""
+    if not any(parts for _, parts in blocks):
+        return set()
+    return {index for index in _overlapping([network for network, _ in blocks]) if blocks[index][1]}
 
 
 def _with(
@@ -111,21 +127,10 @@ def text(match: PeerMatch) -> str:
     """Name the packets of a rule for people: ``10.0.0.0/8 tcp/443 on eth0``. Of long lists the beginning is named."""
     if match.nothing:
         return "nothing"
-    ranges = (
-        protocol
-        if (first, last) == (0, traffic.MAXIMUM_PORT)
-        else f"{protocol}/{first}"
-        if first == last
-        else f"{protocol}/{first}-{last}"
-        for first, last, protocol in match.ports
-    )
-    types = (
-        {4: "icmp", 6: "icmpv6"}[family] + ("" if number is None else f"/{number}") for family, number in match.icmp
-    )
-    words = [_some([*match.cidrs, *map(str, match.groups)]) or "any"]
+    words = [_some((*match.cidrs, *match.groups)) or "any"]
     if match.exceptions:
         words.append(f"except {_some(match.exceptions)}")
-    words += [kinds for kinds in (_some([*ranges, *types]),) if kinds]
+    words += [kinds for kinds in (_some(match.ports, _of_ports), _some(match.icmp, _of_icmp)) if kinds]
     if match.interfaces:
         words.append(f"on {_some(match.interfaces)}")
     if match.quota is not None:
@@ -133,6 +138,19 @@ def text(match: PeerMatch) -> str:
     return " ".join(words)
 
 
-def _some(texts: Sequence[str]) -> str:
-    shown = ", ".join(texts[:_SHOWN_ELEMENTS])
-    return shown if len(texts) <= _SHOWN_ELEMENTS else f"{shown} and {len(texts) - _SHOWN_ELEMENTS} more"
+def _of_ports(ports: tuple[int, int, str]) -> str:
+    first, last, protocol = ports
+    if (first, last) == (0, traffic.MAXIMUM_PORT):
+        return protocol
+    return f"{protocol}/{first}" if first == last else f"{protocol}/{first}-{last}"
+
+
+def _of_icmp(icmp: tuple[int, int | None]) -> str:
+    family, number = icmp
+    return ICMP_OF[family] + ("" if number is None else f"/{number}")
+
+
+def _some(elements: Sequence[_Element], render: Callable[[_Element], str] = str) -> str:
+    """Name the first elements, and say how many more there are."""
+    shown = ", ".join(map(render, elements[:_SHOWN_ELEMENTS]))
+    return shown if len(elements) <= _SHOWN_ELEMENTS else f"{shown} and {len(elements) - _SHOWN_ELEMENTS} more"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from hauberk.policy import cilium, traffic
+from hauberk.policy import cilium, packets, traffic
 from hauberk.policy.models.base import shown, suggestion
 from hauberk.policy.models.messages import problem_at
 from hauberk.policy.rules import DEFAULT_NAMESPACE, NAMESPACE_NAME_LABEL
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from hauberk.policy.documents import FieldPath
     from hauberk.policy.models.loading import Policy
 
+MAXIMUM_ALONE = 1000
+"""Most networks of an entry that become rules of their own (:mod:`hauberk.policy.packets`)."""
 _PREFIX = "hauberk.io/"
 _Says = Literal["allows", "denies", "reports"]
 """What becomes of the packets that an entry is about."""
@@ -129,6 +131,8 @@ def _of_peers(path: FieldPath, entry: Any, says: _Says) -> Iterator[_Remark]:  #
             )  # fmt: skip
         elif "CIDR" in name:
             yield from _of_networks((*path, name), peers)
+            if name.endswith("Set"):
+                yield from _of_overlaps((*path, name), ((peer.cidr, peer.except_) for peer in peers))
         elif name.endswith("Endpoints"):
             for index, one in enumerate(peers):
                 yield from _of_endpoints((*path, name, index), one, says)
@@ -147,6 +151,16 @@ def _of_networks(path: FieldPath, peers: Iterable[Any]) -> Iterator[_Remark]:
         else:
             for number, exception in enumerate(peer.except_):
                 yield from _of_network((*path, index, "except", number), exception)
+
+
+def _of_overlaps(path: FieldPath, blocks: Iterable[tuple[str, list[str]]]) -> Iterator[_Remark]:
+    number = packets.number_alone(blocks)
+    if number > MAXIMUM_ALONE:
+        yield _Remark(
+            path, f"{number} networks with exceptions that others of the list overlap",
+            f"at most {MAXIMUM_ALONE} of these, as each becomes a rule", "Write networks that are apart",
+            warning=False,
+        )  # fmt: skip
 
 
 def _of_network(path: FieldPath, text: str) -> Iterator[_Remark]:
@@ -261,8 +275,11 @@ def _of_kubernetes(policy: Policy) -> Iterator[_Remark]:
             )
         for index, entry in enumerate(entries):
             path = (*policy.root, name, index)
-            for number, peer in enumerate(entry.from_ if name == "ingress" else entry.to):
-                yield from _of_kubernetes_peer((*path, "from" if name == "ingress" else "to", number), peer)
+            list_name, peers = ("from", entry.from_) if name == "ingress" else ("to", entry.to)
+            blocks = (peer.ipBlock for peer in peers if peer.ipBlock is not None)
+            yield from _of_overlaps((*path, list_name), ((block.cidr, block.except_) for block in blocks))
+            for number, peer in enumerate(peers):
+                yield from _of_kubernetes_peer((*path, list_name, number), peer)
             for number, port in enumerate(entry.ports):
                 if isinstance(port.port, str):
                     yield _of_named_port((*path, "ports", number, "port"), port.port, denies=False)

@@ -600,3 +600,16 @@ def test_a_hundred_thousand_networks_are_taken_and_no_more() -> None:
     assert len(match.cidrs) == 100_000
     (problem,) = problems_of(text + "\n        - cidr: 192.0.2.0/24\n")
     assert "at most 100000 elements" in str(problem)
+
+
+def test_networks_that_become_rules_of_their_own_are_bounded() -> None:
+    blocks: list[dict[str, Any]] = [{"cidr": "10.0.0.0/8"}]
+    blocks += [
+        {"cidr": f"10.{one // 256}.{one % 256}.0/24", "except": [f"10.{one // 256}.{one % 256}.0/28"]}
+        for one in range(1001)
+    ]
+    (problem,) = problems_of(policy({"ingress": [{"fromCIDRSet": blocks}]}))
+    assert (problem.field, problem.warning) == ("spec.ingress[0].fromCIDRSet", False)
+    assert "1001 networks with exceptions" in str(problem)
+    blocks.pop()
+    assert len(rules_of(policy({"ingress": [{"fromCIDRSet": blocks}]}))) == 1001

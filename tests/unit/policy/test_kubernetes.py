@@ -278,3 +278,16 @@ def test_lists_are_bounded() -> None:
     assert problems_of(policy({"ingress": [{"from": most}]})) == []
     (problem,) = problems_of(policy({"ingress": [{"ports": [{"port": 80}] * 4097}]}))
     assert "at most 4096 elements" in str(problem)
+
+
+def test_networks_that_become_rules_of_their_own_are_bounded() -> None:
+    blocks: list[dict[str, Any]] = [{"cidr": "10.0.0.0/8"}]
+    blocks += [
+        {"cidr": f"10.{one // 256}.{one % 256}.0/24", "except": [f"10.{one // 256}.{one % 256}.0/28"]}
+        for one in range(1001)
+    ]
+    (problem,) = problems_of(policy({"ingress": [{"from": [{"ipBlock": block} for block in blocks]}]}))
+    assert (problem.field, problem.warning) == ("spec.ingress[0].from", False)
+    assert "1001 networks with exceptions" in str(problem)
+    blocks.pop()
+    assert len(rules_of(policy({"ingress": [{"from": [{"ipBlock": block} for block in blocks]}]}))) == 1001
