@@ -82,7 +82,11 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """Every packet of the namespace: of the machine, or of a namespace that holds one workload alone."""
+    """Every packet of the namespace: of the machine, or of a namespace that holds one workload alone.
+
+    Of the machine (:data:`HOST_ENDPOINT`) what it sends and receives; of a workload also what its namespace forwards,
+    which both directions' rules then have to let pass.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,7 @@ class Interface:
     """A workload seen from outside, by the end of its virtual Ethernet pair that is in this namespace.
 
     What comes in by that interface is what the workload sends (egress), what goes out by it is what it gets (ingress).
+    Rules that name interfaces are refused here: the workload's own cannot be seen.
     """
 
     name: str
@@ -128,11 +133,11 @@ class Endpoint:
 class Settings:
     """What holds for a namespace beside rules.
 
-    ``management`` are the machine's own exemptions; they count for :class:`Whole` endpoints only. ``resolvers`` are the
-    addresses whose answers to look-ups are copied to the agent. ``log_rate`` is how many packets a second each rule of
-    the ruleset tells of at most, ``log_burst`` how many at once; ``log_bytes`` how much of a packet is told.
-    ``drop_unknown_transport``: packets to this namespace whose socket cannot be found by cgroup (neither TCP nor UDP)
-    are dropped where the cgroup of some endpoint restricts what comes in.
+    ``management`` are the machine's own exemptions; they count for :data:`HOST_ENDPOINT` known by :class:`Whole` alone.
+    ``resolvers`` are the addresses whose answers to look-ups are copied to the agent. ``log_rate`` is how many packets
+    a second each rule of the ruleset tells of at most, ``log_burst`` how many at once; ``log_bytes`` how much of a
+    packet is told. ``drop_unknown_transport``: packets to this namespace of a transport whose socket the kernel cannot find
+    (SCTP, DCCP, UDP-Lite, L2TP) are dropped where the cgroup of some endpoint restricts what comes in.
     """
 
     management: tuple[Exemption, ...] = ()

@@ -17,6 +17,7 @@ from hauberk.policy import exemptions
 from hauberk.policy.rules import Action, PeerMatch, RuleSet, Section
 from tests.unit.engines.nftables.policies import MEMBERS, rule, rule_sets
 
+from . import nft_release
 from .engine_pair import Place
 
 if TYPE_CHECKING:
@@ -35,9 +36,14 @@ def place() -> Iterator[Place]:
         yield made
 
 
+@pytest.fixture(scope="module", params=["the machine's nft", "a current nft"])
+def program(request: pytest.FixtureRequest) -> str | None:
+    return str(nft_release.prepare()) if request.param == "a current nft" else None
+
+
 @pytest.fixture(scope="module")
-def engine() -> Iterator[NftablesEngine]:
-    with contextlib.closing(NftablesEngine()) as made:
+def engine(program: str | None) -> Iterator[NftablesEngine]:
+    with contextlib.closing(NftablesEngine(program)) as made:
         yield made
 
 
@@ -51,10 +57,12 @@ def sizes(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.mark.usefixtures("sizes")
 @settings(
-    max_examples=20, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=12, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
 @given(first=rule_sets(8), second=rule_sets(8))
-def test_every_plan_is_taken(engine: NftablesEngine, place: Place, first: RuleSet, second: RuleSet) -> None:
+def test_every_plan_is_taken(
+    engine: NftablesEngine, program: str | None, place: Place, first: RuleSet, second: RuleSet
+) -> None:
     outside = RuleSet(
         tuple(one for one in second.rules if isinstance(one.match, PeerMatch) and not one.match.interfaces)
     )
@@ -72,7 +80,7 @@ def test_every_plan_is_taken(engine: NftablesEngine, place: Place, first: RuleSe
     assert engine.held(place.namespace) == applied.digest
     ruleset = plan(desired)
     if ruleset.chains:
-        listed = place.listing()
+        listed = place.listing(program=program)
         assert all(f"chain {chain.name} {{" in listed for chain in ruleset.chains)
         assert listed.count("\n\tquota ") == len(ruleset.quotas)
 
