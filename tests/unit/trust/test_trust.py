@@ -115,6 +115,7 @@ def test_the_agents_child_names_all_who_signed() -> None:
     parts = {"trustRoot": root_json(threshold=2), "bundle": data, "signature": signature}
     request: dict[str, object] = {name: base64.b64encode(part).decode() for name, part in parts.items()}
     request.update(task="bundle", sealedDigest=None, successors=[], accepted=None)
+    request.update(engines=["bpf_lsm"], entities=[], resolvers=False)
     assert parsing.answer(json.dumps(request).encode()).get("signedBy") == "ecdsa-p256, ed25519"
     request["signature"] = base64.b64encode(dsse.add_signature(a_key(Algorithm.ED25519), data)).decode()
     answer = parsing.answer(json.dumps(request).encode())
