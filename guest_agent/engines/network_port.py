@@ -136,8 +136,8 @@ class Settings:
     ``management`` are the machine's own exemptions; they count for :data:`HOST_ENDPOINT` known by :class:`Whole` alone.
     ``resolvers`` are the addresses whose answers to look-ups are copied to the agent. ``log_rate`` is how many packets
     a second each rule of the ruleset tells of at most, ``log_burst`` how many at once; ``log_bytes`` how much of a
-    packet is told. ``drop_unknown_transport``: packets to this namespace of a transport whose socket the kernel cannot find
-    (SCTP, DCCP, UDP-Lite, L2TP) are dropped where the cgroup of some endpoint restricts what comes in.
+    packet is told. ``drop_unknown_transport``: packets to this namespace of a transport whose socket the kernel cannot
+    find (SCTP, DCCP, UDP-Lite, L2TP) are dropped where the cgroup of some endpoint restricts what comes in.
     """
 
     management: tuple[Exemption, ...] = ()

@@ -81,7 +81,7 @@ class SimulatorNetworkEngine:
             raise ValueError(message)
         self.network = network if network is not None else SimulatedNetwork()
         self.faults: dict[str, Callable[[], None]] = dict(faults or {})
-        self.applied: dict[Namespace, tuple[Desired, Ruleset]] = {}
+        self.applied: dict[int, tuple[Namespace, Desired, Ruleset]] = {}  # by inode: paths change
         self._lock = threading.RLock()
         self._signal = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
@@ -104,13 +104,13 @@ class SimulatorNetworkEngine:
             if not self.network.offers_engine:
                 message = "the simulated kernel lacks nf_tables"
                 raise EngineUnavailableError(message)
-            previous = self.applied.get(namespace, (None, None))[1]
+            known = self.applied.get(namespace.inode)
             try:
-                ruleset = plan(desired, previous)
+                ruleset = plan(desired, known[2] if known else None)
             except PlanError as error:
                 raise EngineError(str(error)) from error
             applied = self._load(namespace, ruleset)
-            self.applied[namespace] = desired, ruleset
+            self.applied[namespace.inode] = namespace, desired, ruleset
         self._step("apply.after")
         return applied
 
@@ -118,7 +118,7 @@ class SimulatorNetworkEngine:
         """Let a namespace go; nothing happens for one that is not held."""
         self._step("remove.before")
         with self._lock:
-            self.applied.pop(namespace, None)
+            self.applied.pop(namespace.inode, None)
             self.network.namespaces.pop(namespace.inode, None)
         self._step("remove.after")
 
@@ -134,7 +134,7 @@ class SimulatorNetworkEngine:
         self._step("verify")
         changed: list[Namespace] = []
         with self._lock:
-            for namespace, (_, ruleset) in self.applied.items():
+            for namespace, _, ruleset in self.applied.values():
                 held = self.network.namespaces.get(namespace.inode)
                 if held is None or held.evaluation.ruleset.digest != ruleset.digest:
                     self._load(namespace, ruleset)
@@ -147,14 +147,14 @@ class SimulatorNetworkEngine:
         """Change the members of a group."""
         self._step("set_members")
         with self._lock:
-            if namespace not in self.applied:
+            if namespace.inode not in self.applied:
                 message = f"found no ruleset in namespace {namespace.inode}, expected one; call apply first"
                 raise EngineError(message)
-            desired, previous = self.applied[namespace]
+            _, desired, previous = self.applied[namespace.inode]
             desired = replace(desired, groups={**desired.groups, group: members})
             ruleset = plan(desired, previous)
             self._load(namespace, ruleset)
-            self.applied[namespace] = desired, ruleset
+            self.applied[namespace.inode] = namespace, desired, ruleset
 
     def usage(self, namespace: Namespace) -> Sequence[QuotaUsage]:
         """Tell what each quota has counted."""

@@ -3,23 +3,28 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from guest_agent.engines.network_port import Desired, Endpoint, Whole
 from guest_agent.engines.nftables import boxes, matching, plan, revising
 from guest_agent.engines.nftables.analysis import Analysis
 from guest_agent.engines.nftables.ruleset import Ruleset, difference
+from guest_agent.engines.nftables.steps import Sets
 from hauberk.policy.rules import Action, PeerMatch, Rule, RuleSet, Section, Verdict
 from tests.unit.engines.nftables.policies import rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from guest_agent.engines.nftables.ranges import Range, Union
+    from guest_agent.engines.nftables.steps import Part
 
 SMALL = {"SHARED": 5, "SHARED_LISTS": 2, "LIST": 2, "HELD": 3, "MANY": 3, "SHARD": 4, "SPARSE": 2}
 
@@ -98,7 +103,7 @@ def planned(rule_set: RuleSet, previous: Ruleset | None = None) -> Ruleset:
 
 
 @pytest.mark.usefixtures("_small")
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(successions())
 def test_whatever_was_known_before_the_plan_is_the_same(found: list[RuleSet]) -> None:
     known = planned(found[0])
@@ -108,6 +113,52 @@ def test_whatever_was_known_before_the_plan_is_the_same(found: list[RuleSet]) ->
         assert known.sets == alone.sets
         assert known == alone
         assert known.digest == alone.digest
+
+
+_FIELDS: tuple[Part, ...] = ("address4", "protocol", "port")
+_RANGES = ((5, 9), (7, 12), (20, 20), (14, 16), (30, 31))
+_ported = st.lists(st.sampled_from([(6 << 16 | low, 6 << 16 | high) for low, high in _RANGES]), min_size=1, max_size=2)
+_blocks = st.builds(
+    lambda number, bits: (0x0A000000 | number >> bits << bits, bits),
+    st.integers(0, 255),
+    st.sampled_from((0, 0, 0, 1, 2, 3, 5, 8)),
+)
+_tables = st.dictionaries(_blocks, _ported.map(tuple), min_size=1, max_size=40)
+
+
+def _built(table: boxes.Table) -> tuple[Sets, dict[Union, list[Range]]]:
+    sets = Sets("s")
+    listed: dict[Union, list[Range]] = defaultdict(list)
+    boxes.build(table, sets, "x", _FIELDS, listed)
+    return sets, listed
+
+
+@pytest.mark.usefixtures("_small")
+@settings(max_examples=600)
+@given(_tables, _tables, st.data())
+def test_revised_boxes_are_those_that_are_built_anew(
+    table: boxes.Table, more: boxes.Table, data: st.DataObject
+) -> None:
+    sets, listed = _built(table)
+    most = data.draw(st.integers(0, 2))
+    gone = data.draw(st.lists(st.sampled_from(sorted(table)), max_size=2, unique=True))
+    without = {network: table[network][:1] for network in gone}
+    added = {network: more[network] for network in sorted(more)[:most]}
+    if "x" not in sets.boxes:
+        assert not sets.known
+        return
+    revised = sets.boxes["x"].revised(sets, without, added)
+    after = {network: list(found) for network, found in table.items()}
+    for network, found in without.items():
+        after[network].remove(found[0])
+    for network, found in added.items():
+        after.setdefault(network, []).extend(found)
+    fresh, others = _built({network: tuple(found) for network, found in after.items() if found})
+    event(f"revised: {revised is not None}")
+    if revised is not None:
+        assert {**sets.known, **revised[1]} == fresh.known
+        assert revised[0] == fresh.boxes["x"]
+        assert listed == others
 
 
 def _many(count: int) -> tuple[Rule, ...]:

@@ -117,7 +117,7 @@ def test_members_change_without_a_reload(engine: SimulatorNetworkEngine) -> None
     assert not engine.send(HERE, "output", PACKET).passes
     engine.set_members(HERE, NAME, (("10.1.1.1", 60),))
     assert engine.send(HERE, "output", PACKET).passes
-    engine.set_members(HERE, NAME, ())
+    engine.set_members(replace(HERE, path="/proc/9/ns/net"), NAME, ())
     assert not engine.send(HERE, "output", PACKET).passes
 
 
