@@ -6,8 +6,8 @@ ports, or has a list of peers with nothing in it, allows nothing; a policy with 
 allow-list unless ``enableDefaultDeny`` says otherwise. What is denied is denied whoever allows it.
 
 Cilium can only audit all policies of an endpoint or none. Here a policy says so of itself, by the annotation
-``hauberk.io/audit: "true"``: it refuses nothing. What it would deny is reported; so are connections of which it would
-look at the content, which nothing here does; what it allows is allowed, and it makes no allow-list.
+``hauberk.io/audit: "true"``: it refuses nothing. What it would deny, and what it would not allow, is reported; so are
+connections of which it would look at the content, which nothing here does.
 """
 
 from __future__ import annotations
@@ -124,15 +124,16 @@ def rules(policy: Policy) -> Iterator[Rule]:
         lists = ((name, Action.ALLOW), (f"{name}Deny", Action.AUDIT if audited else Action.BLOCK))
         written = any(getattr(spec, list_name) for list_name, _ in lists)
         said = getattr(spec.enableDefaultDeny, name)
-        isolates = not audited and (written if said is None else said)
-        if isolates and not written:
-            path = (*policy.root, "enableDefaultDeny", name)
-            yield _rule(policy, path, section, Action.ALLOW, PeerMatch(nothing=True), isolates=True)
+        isolates = written if said is None else said
+        if isolates and (audited or not written):  # else the entries say so
+            path = (*policy.root, "enableDefaultDeny", name) if said else policy.root
+            default = Action.AUDIT if audited else Action.ALLOW
+            yield _rule(policy, path, section, default, PeerMatch(nothing=True), isolates=True)
         for list_name, action in lists:
             for index, entry in enumerate(getattr(spec, list_name)):
                 path = (*policy.root, list_name, index)
                 for place, of_entry, match in _matches(policy, path, entry, action):
-                    yield _rule(policy, place, section, of_entry, match, isolates=isolates)
+                    yield _rule(policy, place, section, of_entry, match, isolates=isolates and not audited)
 
 
 def _rule(  # noqa: PLR0913 - the parts of a rule

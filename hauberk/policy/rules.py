@@ -8,7 +8,8 @@ asks :func:`decide`. A planner groups paths by the set of rules that match them 
 Invariants, for every section:
 
 * A section is a deny list until one Allow rule of that section exists; then what no rule matches gets the section's
-  posture. A rule about packets can say otherwise of itself (``default_deny``). Look-ups of names (``DNS``) are a list
+  posture. A rule about packets can say otherwise of itself (``default_deny``), and where only Audit rules do, what is
+  not on the list is reported and not refused. Look-ups of names (``DNS``) are a list
   of their own, and so is each direction of packets: one Allow rule for a protocol does not refuse every look-up, and
   one for what goes out does not refuse what comes in. System calls are only ever audited; presets are audited or
   blocked; neither is ever an allow-list.
@@ -506,10 +507,15 @@ class RuleSet:
     def posture_of(self, section: Section) -> Verdict:
         """Give the verdict on what an allow-list of this section leaves unmatched.
 
-        A section without a posture of its own follows another: names and packets the network, processes the files.
+        A section without a posture of its own follows another: names and packets the network, processes the files. A
+        list of packets that only Audit rules make is reported where it would be refused.
         """
         postures = dict(self.postures)
-        return postures.get(section, postures.get(_FOLLOWS.get(section, section), self.posture))
+        posture = postures.get(section, postures.get(_FOLLOWS.get(section, section), self.posture))
+        if posture is Verdict.DENY and section in PACKET_SECTIONS:
+            makers = {rule.action for rule in self.rules if rule.section is section and rule.makes_allow_list}
+            return Verdict.AUDIT if makers == {Action.AUDIT} else posture
+        return posture
 
     def is_allow_list(self, section: Section) -> bool:
         """Whether unmatched accesses of this section get the posture."""

@@ -308,17 +308,20 @@ def test_entries_say_what_the_guide_says(
 def test_a_policy_that_audits_refuses_nothing() -> None:
     found = rules_of(CONTENT)
     assert [(rule.origin.field, rule.action.value, rule.value) for rule in found] == [
+        ("spec", "Audit", "nothing"),
         ("spec.ingress[0]", "Allow", "10.0.0.0/8 tcp/22"),
         ("spec.ingress[0].toPorts[1]", "Audit", "10.0.0.0/8 tcp/80"),
         ("spec.ingressDeny[0]", "Audit", "203.0.113.0/24"),
+        ("spec", "Audit", "nothing"),
         ("spec.egress[0].toPorts[0]", "Audit", "any tcp/443"),
         ("spec.egress[0].toPorts[1]", "Audit", "any tcp/9092, udp/9092, sctp/9092"),
         ("spec.egress[1].toPorts[0]", "Audit", "any tcp/53, udp/53, sctp/53"),
     ]
-    assert {rule.default_deny for rule in found} == {False}
+    assert [rule.default_deny for rule in found] == [rule.value == "nothing" for rule in found]
     assert verdict(CONTENT, Operation.RECEIVE, Peer("203.0.113.7", "tcp", 1)) is Verdict.AUDIT
     assert verdict(CONTENT, Operation.RECEIVE, Peer("10.0.0.1", "tcp", 80)) is Verdict.AUDIT
-    assert verdict(CONTENT, Operation.RECEIVE, Peer("10.0.0.1", "tcp", 81)) is Verdict.ALLOW
+    assert verdict(CONTENT, Operation.RECEIVE, Peer("10.0.0.1", "tcp", 22)) is Verdict.ALLOW
+    assert verdict(CONTENT, Operation.RECEIVE, Peer("10.0.0.1", "tcp", 81)) is Verdict.AUDIT
     problems = problems_of(CONTENT)
     assert [problem.field for problem in problems] == [
         "spec.ingress[0].toPorts[1]", "spec.egress[0].toPorts[0]", "spec.egress[0].toPorts[1]",
@@ -332,9 +335,30 @@ def test_a_policy_that_audits_never_refuses(
     allowed: list[dict[str, Any]], denied: list[dict[str, Any]], peer: Peer
 ) -> None:
     if allowed or denied:
-        text = policy({"ingress": allowed, "ingressDeny": denied}, audit=True)
-        expected = Verdict.AUDIT if any(says(entry, peer) for entry in denied) else Verdict.ALLOW
-        assert verdict(text, Operation.RECEIVE, peer) is expected
+        spec = {"ingress": allowed, "ingressDeny": denied}
+        enforced = verdict(policy(spec), Operation.RECEIVE, peer)
+        expected = Verdict.AUDIT if enforced is Verdict.DENY else enforced
+        assert verdict(policy(spec, audit=True), Operation.RECEIVE, peer) is expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "expected"),
+    [
+        ({"ingress": [{"fromCIDR": ["10.0.0.0/8"]}]}, "spec", Verdict.AUDIT),
+        ({"enableDefaultDeny": {"ingress": True}}, "spec.enableDefaultDeny.ingress", Verdict.AUDIT),
+        ({"ingress": [{"fromCIDR": ["10.0.0.0/8"]}], "enableDefaultDeny": {"ingress": False}}, None, Verdict.ALLOW),
+        ({"egress": [{"toCIDR": ["10.0.0.0/8"]}]}, None, Verdict.ALLOW),
+    ],
+)
+def test_what_a_policy_that_audits_would_not_allow_is_reported(
+    spec: dict[str, Any], field: str | None, expected: Verdict
+) -> None:
+    text = policy(spec, audit=True)
+    assert verdict(text, Operation.RECEIVE, ANY) is expected
+    made = [rule.origin.field for rule in rules_of(text) if rule.makes_allow_list and rule.section is Section.INGRESS]
+    assert made == ([field] if field else [])
+    refusing = policy({"ingress": [{"fromCIDR": ["192.0.2.0/24"]}]}, name="q")
+    assert verdict(f"{text}\n---\n{refusing}", Operation.RECEIVE, ANY) is Verdict.DENY
 
 
 @pytest.mark.parametrize(
@@ -378,7 +402,7 @@ def test_the_content_of_connections_is_refused(content: dict[str, Any], field: s
     assert 'hauberk.io/audit: "true"' in problem.advice
     assert models.examine([("p.yaml", written.text.encode())])[0] == []
     audited = policy({"egress": [{"toPorts": [TCP_80, TCP_80 | content]}]}, audit=True)
-    assert [rule.action for rule in rules_of(audited)] == [Action.ALLOW, Action.AUDIT]
+    assert [rule.action for rule in rules_of(audited)] == [Action.AUDIT, Action.ALLOW, Action.AUDIT]
 
 
 @pytest.mark.parametrize(

@@ -348,6 +348,17 @@ def test_each_direction_is_a_list_of_its_own() -> None:
     assert ask((block,), Operation.SEND, "11.0.0.1").verdict is ALLOW
 
 
+def test_a_list_that_only_audit_rules_make_reports_what_is_not_on_it() -> None:
+    asks = packets("Audit", cidrs=("11.0.0.0/8",))
+    assert not ask((asks,), Operation.SEND, "10.0.0.1").rule
+    reports = replace(asks, default_deny=True)
+    assert ask((reports,), Operation.SEND, "10.0.0.1").verdict is AUDIT
+    allows = packets("Allow", number=1, cidrs=("10.0.0.0/8",))
+    assert ask((reports, replace(allows, default_deny=False)), Operation.SEND, "12.0.0.1").verdict is AUDIT
+    assert ask((reports, allows), Operation.SEND, "12.0.0.1").verdict is DENY
+    assert ask((reports, allows), Operation.RECEIVE, "12.0.0.1").verdict is ALLOW
+
+
 @pytest.mark.parametrize(
     ("action", "within", "beyond"), [("Allow", ALLOW, DENY), ("Block", ALLOW, DENY), ("Audit", ALLOW, AUDIT)]
 )
