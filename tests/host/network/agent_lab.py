@@ -52,6 +52,23 @@ print("ready", flush=True)
 """
 
 
+_KILLED: Final = """
+import os, signal, sys
+from guest_agent.engines.absent import AbsentEngine
+from guest_agent.network.controller import Network
+from hauberk.cli import main
+step = sys.argv.pop(1)
+owner = AbsentEngine if step == "advance" else Network
+real = getattr(owner, step)
+def killed(*arguments):
+    real(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(owner, step, killed)
+sys.exit(main())
+"""
+"""The agent, killed after one step of a submission."""
+
+
 def until(condition: Callable[[], object], what: str | Callable[[], str]) -> None:
     """Wait for something; how long it takes is no part of a test."""
     end = time.monotonic() + PATIENCE_SECONDS
@@ -232,14 +249,15 @@ class Lab:
         path.write_text(json.dumps(found))  # JSON is YAML
         return path
 
-    def start(self, configuration: Path) -> None:
-        """Start the agent outside and wait until it is ready."""
+    def start(self, configuration: Path, killed_after: str = "") -> None:
+        """Start the agent outside and wait until it is ready; ``killed_after``: see ``_KILLED``."""
         notify = self.directory / "notify.sock"
         notify.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
             listener.bind(str(notify))
             listener.settimeout(0.2)
-            command = [sys.executable, "-m", "hauberk.cli", "agent", "run", "--configuration", str(configuration)]
+            program = ["-c", _KILLED, killed_after] if killed_after else ["-m", "hauberk.cli"]
+            command = [sys.executable, *program, "agent", "run", "--configuration", str(configuration)]
             with (self.directory / "agent.log").open("ab") as log:
                 self.agent = subprocess.Popen(
                     self.outside.inside(*command), stderr=log, env={**os.environ, "NOTIFY_SOCKET": str(notify)}

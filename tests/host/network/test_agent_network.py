@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.host.network.agent_lab import HELLO, REFUSAL_SECONDS, Lab, attachments, until
+from tests.host.network.agent_lab import HELLO, PATIENCE_SECONDS, REFUSAL_SECONDS, Lab, attachments, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -174,6 +174,25 @@ def test_a_successor_cuts_what_it_forbids_and_lets_through_what_it_allows(lab: L
     status = lab.hauberk("status", "--socket", str(lab.socket))
     assert "web (selects 1)" in status
     lab.end(container)
+
+
+@pytest.mark.parametrize("step", ["tighten", "advance", "settle"])
+def test_killed_within_a_submission(lab: Lab, step: str) -> None:
+    net = lab.attached(1)
+    lab.serve(lab.outside, 8001, 8002)
+    configuration = lab.configure(lab.bundle(1, egress("web", "web", "10.77.1.1", 8001)))
+    lab.start(configuration, killed_after=step)
+    lab.expect(lab.container(net, "echo up; sleep 1000", LABELS), "up")
+    file, signature = lab.bundle(2, egress("web", "web", "10.77.1.1", 8002))
+    lab.hauberk("bundle", "submit", str(file), "--signature", str(signature), "--socket", str(lab.socket), code=3)
+    assert lab.agent is not None
+    lab.agent.wait(PATIENCE_SECONDS)
+    between = step != "settle"
+    assert [net.connects("10.77.1.1", port) for port in (8001, 8002)] == [False, not between]
+    with lab.agent:
+        lab.start(configuration)
+    new = step != "tighten"
+    assert [net.connects("10.77.1.1", port) for port in (8001, 8002)] == [not new, new]
 
 
 def test_the_machines_own_packets(lab: Lab) -> None:
