@@ -61,6 +61,18 @@ spec:
 """
 
 
+QUOTA = """
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorNetworkPolicy
+metadata: {name: quota}
+spec:
+  selector: {matchLabels: {app: web}}
+  level: pod
+  egress:
+    - {limit: 3KB, duration: 8s, action: Block}
+"""
+
+
 def tries(address: str, *ports: int) -> str:
     """Write the script that tries ports one after the other and tells of each, and then stays."""
     lines = [
@@ -212,6 +224,17 @@ def test_the_machines_own_packets(lab: Lab) -> None:
     lab.outside("nft", "delete", "table", "inet", "hauberk")
     until(lambda: lab.alerts(Rule="tampered"), "the alert that somebody changed the rules")
     assert not one.connects("10.77.1.1", 8002)
+
+
+def test_a_quota_is_used_up_and_begins_anew(lab: Lab) -> None:
+    net = lab.attached(1)
+    lab.serve(lab.outside, 8001)
+    lab.start(lab.configure(lab.bundle(1, QUOTA)))
+    container = lab.container(net, "sleep 1000", LABELS)
+    until(lambda: "quota egress" in lab.hauberk("network", "status", "--socket", str(lab.socket)), "the quota")
+    until(lambda: not net.connects("10.77.1.1", 8001), "the quota to be used up")
+    until(lambda: lab.alerts(ContainerID=container, Data="QuotaLevel=pod"), "an alert of the quota")
+    until(lambda: net.connects("10.77.1.1", 8001), "the next period")
 
 
 def test_a_host_policy_for_others_is_warned_of(lab: Lab) -> None:
