@@ -455,7 +455,7 @@ def test_a_successor_brings_rules_to_containers_that_had_none(
     controller(agent).upkeep()
     submit(agent, signer, 2, POLICY, egress())
     assert passes(agent, 77) == (True, False)
-    [applied] = [one for one in simulator(agent).applied if one.inode == 77]
+    [applied] = [one for one, *_ in simulator(agent).applied.values() if one.inode == 77]
     assert applied.path == str(fake.proc / "100" / "ns" / "net")
 
 
