@@ -280,6 +280,8 @@ def profile(rule_sets: list[RuleSet | None], question: Question) -> object:
     )
     own_program = question.operation is Operation.MAP and question.source == question.object
     seen: list[object] = [question.operation, own_program]
+    if own_program:
+        return seen  # which no rule is asked about
     for rule_set in rule_sets:
         for rule in rule_set.rules if rule_set else ():
             named = globs.matches(rule, asked) if isinstance(asked, str) and rule.kind in PATH_KINDS else (
