@@ -345,7 +345,8 @@ class Agent:
                 names = record.names if record else WorkloadIdentity()
                 namespace = record.network_namespace if record else held.network_namespace
                 packets = _packets_of(record, held, policy_set)
-                self.network.take_up(held.workload_id, identity, names, packets, namespace)
+                exposed = record is not None and record.exposed
+                self.network.take_up(held.workload_id, identity, names, packets, namespace, exposed=exposed)
             logger.info("workload %d (container %s) taken up", held.workload_id, held.container_id)
         records.forget_next()
         records.keep_only(set(self._known))
@@ -466,14 +467,16 @@ class Agent:
                 held=succession.has_rules(found.rule_set),
                 forms=found.forms,
                 network_namespace=placement.namespace if placement else 0,
-                exposed=bool(chosen.packets.rules) and self._is_exposed(config),
+                exposed=self._is_exposed(config, chosen.packets),
             )
             table = self._tables.of(digest, found.rule_set)
             records.write(record)
             with self._lock:
                 record = self._known[workload.workload_id] = self._sharing(record)
             if self.network is not None and placement is not None:
-                self.network.register(workload.workload_id, init.identity, names, chosen.packets, placement)
+                self.network.register(
+                    workload.workload_id, init.identity, names, chosen.packets, placement, exposed=record.exposed
+                )
             self.engine.register(
                 EnforcedWorkload(
                     workload.workload_id,
@@ -491,14 +494,15 @@ class Agent:
                 self.registry.enforce(workload.container_id, digest)
         return record
 
-    def _is_exposed(self, config: facts.BundleConfig) -> bool:
-        """Whether a container with network rules may have rights to undo them that nothing refuses it."""
+    def _is_exposed(self, config: facts.BundleConfig, packets: RuleSet) -> bool:
+        """Whether a container may have rights to undo rules about packets that nothing refuses it."""
         if coverage.ENGINE in self.engines or not config.network_capabilities:
             return False
-        logger.warning(
-            "a container has network rules and may have %s, expected neither: without %s nothing keeps it from undoing "
-            "them; drop these capabilities", " and ".join(config.network_capabilities), coverage.ENGINE,
-        )  # fmt: skip
+        if packets.rules:
+            logger.warning(
+                "a container has network rules and may have %s, expected neither: without %s nothing keeps it from "
+                "undoing them; drop these capabilities", " and ".join(config.network_capabilities), coverage.ENGINE,
+            )  # fmt: skip
         return True
 
     def _undo(self, workload: Workload) -> None:
@@ -906,7 +910,7 @@ class Agent:
             exposed = [
                 record.container_id
                 for record in self._known.values()
-                if record.exposed and not (self.network and self.network.is_seen_from_outside(record.workload_id))
+                if record.exposed and self.network is not None and self.network.is_held_inside_alone(record.workload_id)
             ]
         found += [
             f"container {container} may have CAP_NET_ADMIN or CAP_NET_RAW, and could get past its network rules"

@@ -68,7 +68,7 @@ class Record:
     forms: tuple[tuple[str, tuple[str, ...]], ...] = ()  # what its paths led to before it ran
     network_namespace: int = 0  # its inode; 0: not known
     refused: bool = False  # whether a successor refuses it everything
-    exposed: bool = False  # whether it has rules about packets and rights that nothing refuses it to undo them
+    exposed: bool = False  # whether it may have rights to undo rules about packets that nothing refuses it
 
     @property
     def names(self) -> WorkloadIdentity:

@@ -175,8 +175,15 @@ class Network:
             )
             self._refresh({self._own})
 
-    def take_up(
-        self, workload_id: int, identity: Identity, who: WorkloadIdentity, packets: RuleSet, namespace: int
+    def take_up(  # noqa: PLR0913 - what is known of a workload
+        self,
+        workload_id: int,
+        identity: Identity,
+        who: WorkloadIdentity,
+        packets: RuleSet,
+        namespace: int,
+        *,
+        exposed: bool = False,
     ) -> int:
         """Take up a workload of before a restart, to be put in force by :meth:`begin`; give its namespace, 0 if gone.
 
@@ -189,13 +196,23 @@ class Network:
             return 0
         placement, pid = found
         with self._lock:
-            self._add(workload_id, identity, who, packets, placement, pid)
+            self._add(topology.Member(workload_id, placement, (packets,), exposed), identity, who, pid)
         return placement.namespace
 
-    def register(
-        self, workload_id: int, identity: Identity, who: WorkloadIdentity, packets: RuleSet, placement: Placement
+    def register(  # noqa: PLR0913 - as above
+        self,
+        workload_id: int,
+        identity: Identity,
+        who: WorkloadIdentity,
+        packets: RuleSet,
+        placement: Placement,
+        *,
+        exposed: bool = False,
     ) -> None:
-        """Put a workload's rules in force. Raises EngineError with everything as before."""
+        """Put a workload's rules in force. Raises EngineError with everything as before.
+
+        ``exposed``: it may have rights to undo them within its namespace.
+        """
         with self._lock:
             if self.flushed and packets.rules:
                 message = (
@@ -203,7 +220,7 @@ class Network:
                     "that has some starts; restart the agent"
                 )
                 raise EngineError(message)
-            self._add(workload_id, identity, who, packets, placement, identity.pid)
+            self._add(topology.Member(workload_id, placement, (packets,), exposed), identity, who, identity.pid)
             try:
                 self._check_quotas()
                 self._refresh({placement.namespace} if packets.rules else set())
@@ -219,11 +236,16 @@ class Network:
             held = self._held.get(workload_id)
             return held.member.placement.namespace if held is not None else 0
 
-    def is_seen_from_outside(self, workload_id: int) -> bool:
-        """Whether a workload's rules hold outside of its namespace too, where it cannot change them."""
+    def is_held_inside_alone(self, workload_id: int) -> bool:
+        """Whether a workload has rules that hold only where it could change them."""
         with self._lock:
+            held = self._held.get(workload_id)
+            if held is None or not held.member.effective:
+                return False
+            namespace = held.member.placement.namespace
+            of = {other.member.workload_id for other in self._all() if other.member.placement.namespace == namespace}
             outside = self._applied.get(self._own, _NONE).endpoints
-            return any(one.identifier == workload_id and isinstance(one.attachment, Interface) for one in outside)
+            return not any(one.identifier in of and isinstance(one.attachment, Interface) for one in outside)
 
     def release(self, workload_id: int) -> None:
         """Let go of a workload that has ended. What cannot be removed yet is tried again."""
@@ -446,19 +468,11 @@ class Network:
     def _all(self) -> Iterable[_Held]:
         return self._held.values()
 
-    def _add(  # noqa: PLR0913, PLR0917 - what is known of a workload
-        self,
-        workload_id: int,
-        identity: Identity,
-        who: WorkloadIdentity,
-        packets: RuleSet,
-        placement: Placement,
-        pid: int,
-    ) -> None:
-        member = topology.Member(workload_id, placement, (self._shared(packets),))
-        self._held[workload_id] = _Held(member, identity, who, pid)
+    def _add(self, member: topology.Member, identity: Identity, who: WorkloadIdentity, pid: int) -> None:
+        member = replace(member, rule_sets=tuple(map(self._shared, member.rule_sets)))
+        self._held[member.workload_id] = _Held(member, identity, who, pid)
         self._version += 1
-        self._paths[placement.namespace] = str(self._machine.proc_root / str(pid) / "ns" / "net")
+        self._paths[member.placement.namespace] = str(self._machine.proc_root / str(pid) / "ns" / "net")
 
     def _shared(self, packets: RuleSet) -> RuleSet:
         """Give the very rules that another workload has which are equal: they are kept, and planned, once."""

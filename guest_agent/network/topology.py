@@ -5,10 +5,11 @@
   is known by its cgroup.
 * In another namespace the table stands inside of it: for all its packets where the workload is alone there, by cgroup
   where it has neighbours, registered ones with or without rules.
-* Besides, from outside, by the end of its virtual Ethernet pair that the agent's namespace has, so that a workload that
-  may change the tables of its own namespace does not get past. Only where the pair belongs to one set of rules (one
+* A workload that may change the tables of its own namespace (``exposed``) is known from outside as well, by the end of
+  its virtual Ethernet pair that the agent's namespace has. Only where the pair belongs to one set of rules (one
   workload, or neighbours with equal rules), where that end is no bridge port (its packets would not pass the hooks of
-  IP), and where no rule names an interface (these are names inside).
+  IP), and where no rule names an interface (these are names inside). Nobody else is judged twice: where the host
+  translates addresses, a packet has others outside than those its sender's rules are about.
 """
 
 from __future__ import annotations
@@ -35,11 +36,15 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A registered workload. ``rule_sets`` are those about packets that hold now; each packet must pass them all."""
+    """A registered workload. ``rule_sets`` are those about packets that hold now; each packet must pass them all.
+
+    ``exposed``: it may have rights to change what holds inside of its namespace, which nothing refuses it.
+    """
 
     workload_id: int
     placement: Placement
     rule_sets: tuple[RuleSet, ...] = ()
+    exposed: bool = False
 
     @property
     def effective(self) -> tuple[RuleSet, ...]:
@@ -83,10 +88,11 @@ def endpoints(
 
 
 def _may_be_seen_from_outside(there: list[Member]) -> bool:
-    """Whether what one pair carries is subject to one set of rules, none of which is about the names of interfaces."""
+    """Whether it needs to be, and all the pair carries is subject to one set of rules without names of interfaces."""
     rule_sets = there[0].effective
     return (
         bool(rule_sets)
+        and any(member.exposed for member in there)
         and all(other.effective == rule_sets for other in there[1:])
         and not any(
             isinstance(rule.match, PeerMatch) and rule.match.interfaces

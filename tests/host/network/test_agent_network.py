@@ -97,7 +97,7 @@ def test_rules_hold_before_the_first_instruction(lab: Lab) -> None:
     assert alert["Labels"] == "app=web"
     assert lab.memory() < MEMORY_LIMIT, lab.memory()
     assert attachments(lab, net) == {container: "whole"}
-    assert attachments(lab, lab.outside) == {container: "interface v1"}
+    assert attachments(lab, lab.outside) == {}
 
 
 def test_a_container_that_nothing_covers_is_refused_and_leaves_nothing(lab: Lab) -> None:
@@ -273,8 +273,20 @@ def test_flushing_with_and_without_an_agent(lab: Lab) -> None:
     lab.end(container)
 
 
-def test_rights_that_undo_rules_are_told_of(lab: Lab) -> None:
-    net = lab.net()
+def test_who_could_undo_its_rules_is_held_from_outside_or_told_of(lab: Lab) -> None:
+    attached, apart = lab.attached(1), lab.net()
+    lab.serve(lab.outside, 8001, 8002)
     lab.start(lab.configure(lab.bundle(1, egress("web", "web", "10.77.1.1", 8001))))
-    lab.container(net, "echo started; sleep 1000", LABELS, capabilities=("CAP_NET_ADMIN",))
-    until(lambda: "CAP_NET_ADMIN" in lab.hauberk("status", "--socket", str(lab.socket)), "a warning")
+    held, told = (
+        lab.container(net, "echo up; sleep 1000", LABELS, capabilities=("CAP_NET_ADMIN",)) for net in (attached, apart)
+    )
+    for container in (held, told):
+        lab.expect(container, "up")
+    assert attachments(lab, lab.outside) == {held: "interface v1"}
+    status = lab.hauberk("status", "--socket", str(lab.socket))
+    assert f"container {told} may have CAP_NET_ADMIN" in status
+    assert f"container {held} may have" not in status
+    lab.stop(signal.SIGKILL)  # nobody puts the table in force again
+    attached("nft", "delete", "table", "inet", "hauberk")
+    assert attached.connects("10.77.1.1", 8001)
+    assert not attached.connects("10.77.1.1", 8002)

@@ -238,18 +238,21 @@ def test_in_the_agents_own_namespace(fake: FakeMachine, start: Start, configure:
 
 
 def test_seen_from_outside_too(fake: FakeMachine, agents: Start, configure: Configure) -> None:
-    agent = agents(configure(more=[egress()]), packets=SimulatorNetworkEngine())
+    configuration = replace(configure(mode="host", policy=egress()), engines=("nftables",))
+    agent = agents(configuration, packets=SimulatorNetworkEngine())
     links = agent.network._links  # type: ignore[union-attr] # noqa: SLF001 - the machine's links, as the test has them
     assert isinstance(links, NoLinks)
     links.found = {77: "veth1"}
     assert announce(agent, fake.container(annotations=LABELS, network=77)).accepted
     assert desired(agent, 77) == [Whole()]
     assert desired(agent, AGENT_NETWORK) == [Interface("veth1")]
+    assert not any("CAP_NET_ADMIN" in warning for warning in agent.warnings())
     sent = replace(packet(BAD), interface_in="veth1", interface_out="eth0")
     assert not simulator(agent).send(namespace(AGENT_NETWORK), "forward", sent).passes
     links.found = {}
     controller(agent).upkeep()
     assert desired(agent, AGENT_NETWORK) == []
+    assert any("CAP_NET_ADMIN" in warning for warning in agent.warnings())
 
 
 def test_a_host_policy_for_another_machine_is_warned_of(start: Start, configure: Configure) -> None:

@@ -52,8 +52,8 @@ WEB, DATA = rule_set(PeerMatch(("10.0.0.0/8",))), rule_set(PeerMatch(("192.0.2.0
 NOTHING = RuleSet(())
 
 
-def member(number: int, namespace: int, *rule_sets: RuleSet) -> Member:
-    return Member(number, Placement(namespace, Cgroup(100 + number, 2)), rule_sets)
+def member(number: int, namespace: int, *rule_sets: RuleSet, exposed: bool = False) -> Member:
+    return Member(number, Placement(namespace, Cgroup(100 + number, 2)), rule_sets, exposed)
 
 
 # ---- attachments -------------------------------------------------------------------------------------------------
@@ -64,22 +64,26 @@ def test_in_the_agents_own_namespace_workloads_are_known_by_cgroup() -> None:
     assert found == {OWN: (Endpoint(0, (DATA,), Whole()), Endpoint(1, (WEB,), Cgroup(101, 2)))}
 
 
-def test_alone_in_a_namespace_everything_is_its_own_and_seen_from_outside_too() -> None:
-    found = topology.endpoints([member(1, OTHER, WEB)], OWN, [NOTHING], {OTHER: "veth1", 3: "veth3"})
+def test_alone_in_a_namespace_everything_is_its_own_and_seen_from_outside_where_need_be() -> None:
+    links = {OTHER: "veth1", 3: "veth3"}
+    found = topology.endpoints([member(1, OTHER, WEB)], OWN, [NOTHING], links)
+    assert found == {OTHER: (Endpoint(1, (WEB,), Whole()),)}
+    found = topology.endpoints([member(1, OTHER, WEB, exposed=True)], OWN, [NOTHING], links)
     assert found == {OTHER: (Endpoint(1, (WEB,), Whole()),), OWN: (Endpoint(1, (WEB,), Interface("veth1")),)}
 
 
 def test_neighbours_are_told_apart_also_from_one_without_rules() -> None:
-    found = topology.endpoints([member(1, OTHER, WEB), member(2, OTHER, NOTHING)], OWN, links={OTHER: "veth1"})
-    assert found == {OTHER: (Endpoint(1, (WEB,), Cgroup(101, 2)),)}
-    found = topology.endpoints([member(1, OTHER, WEB), member(2, OTHER, WEB)], OWN, links={OTHER: "veth1"})
+    there = [member(1, OTHER, WEB, exposed=True), member(2, OTHER, NOTHING)]
+    assert topology.endpoints(there, OWN, links={OTHER: "veth1"}) == {OTHER: (Endpoint(1, (WEB,), Cgroup(101, 2)),)}
+    there = [member(1, OTHER, WEB), member(2, OTHER, WEB, exposed=True)]
+    found = topology.endpoints(there, OWN, links={OTHER: "veth1"})
     assert found[OWN] == (Endpoint(1, (WEB,), Interface("veth1")),)
     assert [one.attachment for one in found[OTHER]] == [Cgroup(101, 2), Cgroup(102, 2)]
 
 
 def test_names_of_interfaces_are_those_inside() -> None:
     inside = rule_set(PeerMatch(interfaces=("eth0",)))
-    assert OWN not in topology.endpoints([member(1, OTHER, inside)], OWN, links={OTHER: "veth1"})
+    assert OWN not in topology.endpoints([member(1, OTHER, inside, exposed=True)], OWN, links={OTHER: "veth1"})
 
 
 def test_old_and_new_rules_hold_together_each_once() -> None:
