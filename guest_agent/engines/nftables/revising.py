@@ -76,8 +76,8 @@ def _networks(
     old: Sequence[Rule], new: Sequence[Rule], section: Section, default: Verdict
 ) -> dict[_Kind, Counter[str]] | None:
     """Give how many times more, or less, networks are named for what; None for rules that are not simple."""
-    networks: dict[_Kind, Counter[str]] = {}
-    for rules, count in ((old, -1), (new, 1)):
+    named: dict[_Kind, tuple[Counter[str], Counter[str]]] = {}
+    for rules, place in ((old, 0), (new, 1)):
         for rule in rules:
             if rule.section is not section:
                 continue
@@ -86,9 +86,11 @@ def _networks(
             if kinds is None:
                 return None
             for kind in kinds:
-                found = networks.setdefault(kind, Counter())
-                (found.update if count > 0 else found.subtract)(match.cidrs)
-    return networks
+                named.setdefault(kind, (Counter(), Counter()))[place].update(match.cidrs)
+    return {
+        kind: Counter({cidr: after[cidr] - before[cidr] for cidr, _ in before.items() ^ after.items()})
+        for kind, (before, after) in named.items()
+    }
 
 
 def _differing(old: Sequence[Rule], new: Sequence[Rule]) -> tuple[Sequence[Rule], Sequence[Rule]]:
