@@ -3,22 +3,22 @@
 
 Rules of one action need not be told apart by the kernel: which of them it was, ``decide`` says later. So all of them
 are one set of packets, a union of boxes *addresses x kinds* (a kind is a destination port, a whole protocol, a type of
-ICMP), and what is to be found is a cover of that set by few look-ups. What these cost was measured (docs/network.md):
+ICMP), and what is to be found is a cover of that set by few look-ups. What these cost is measured
+(``benchmarks/bench_network_sets.py``):
 
 * A set of one field is a tree: its cost grows with the logarithm of its size, by cache misses above all.
 * A set of several fields with ranges costs next to nothing up to some ten thousand elements, then grows with their
   number; and it grows with the number of elements that hold the packet's *first* field. So the address comes first, few
-  elements may hold one address (:data:`HELD`), and a large set is cut along the addresses (:data:`SHARD`): a map
-  leads to the part.
+  elements may hold one address, and a large set is cut along the addresses (:mod:`~guest_agent.engines.nftables.boxes`).
 
 Hence:
 
-* Networks of any kind are ranges in a tree, and where there are many (:data:`MANY`) such parts.
-* Whole protocols and types of ICMP are few: a map leads from the value to the networks it goes with. So does a map of
-  ports where many networks share them (:data:`SHARED`) or where any address goes with them.
-* A network with a long list of ports of its own (:data:`LIST`) is found in a map of networks that leads to the list.
-* All other ports are boxes of network, protocol and ports. The kernel refuses boxes that overlap; networks lie within
-  each other or apart, so each network's box is left without the ports of those around it.
+* Networks of any kind are ranges in a tree, or boxes where there are many (:data:`MANY`).
+* Whole protocols and types of ICMP are few: a map leads from the value to the networks it goes with. So do a map of
+  protocols and one of ports for each, where many networks share the ports (:data:`SHARED`), where any address goes with
+  them, or members of groups.
+* A network with a long list of ports of its own is found in a map of networks that leads to the list.
+* All other ports are boxes of network, protocol and ports.
 
 Rules limited to interfaces form unions of their own behind a map of interfaces.
 """
