@@ -8,8 +8,8 @@ ICMP), and what is to be found is a cover of that set by few look-ups. What thes
 
 * A set of one field is a tree: its cost grows with the logarithm of its size, by cache misses above all.
 * A set of several fields with ranges costs next to nothing up to some ten thousand elements, then grows with their
-  number; and it grows with the number of elements that hold the packet's *first* field. So the address comes first, few
-  elements may hold one address, and a large set is cut along the addresses (:mod:`~guest_agent.engines.nftables.boxes`).
+  number; and it grows with the number of elements that hold the packet's *first* field. So the address comes first,
+  few elements may hold one address, and a large set is cut along the addresses (the module ``boxes``).
 
 Hence:
 
