@@ -789,3 +789,63 @@ def test_the_state_directory_is_as_it_should_be(
     start(configuration)
     left = {path.name for path in (tmp_path / "run" / "workloads").iterdir()}
     assert left == {"1.json", "lock", "network", "next-workload-id"}
+
+
+def test_a_namespace_is_found_by_whoever_is_left_in_it(
+    fake: FakeMachine, start: Start, configure: Configure, signer: keys.PrivateKey
+) -> None:
+    configuration = configure(more=[NAMES, egress(app="data", name="data")])
+    agent = start(replace(configuration, resolvers=("192.0.2.53",)))
+    container = fake.container("data", 101, {"io.hauberk.label.app": "data"}, network=78)
+    assert announce(agent, container).accepted
+    assert announce(agent, fake.container(annotations=LABELS, network=77)).accepted
+    fake.process("200", namespace=3, cgroup="/machine.slice/data", network=78)
+    (container.cgroup / "cgroup.procs").write_text("101\n200\n")
+    fake.end_init(container)
+    (fake.proc / "101" / "ns" / "net").unlink()
+    controller(agent).upkeep()
+    submit(agent, signer, 2, POLICY, egress(BAD, app="data", name="data"))
+    paths = {simulator(agent).applied[78][0].path}
+    assert str(fake.proc / "200" / "ns" / "net") in paths
+    agent.stop()
+    (fake.proc / "200" / "ns" / "net").unlink()
+    second = start(configuration)  # nobody is left to find it by: it is let go of when its cgroup is empty
+    assert desired(second, 78) == []
+    (container.cgroup / "cgroup.procs").write_text("")
+    fake.populate(container.cgroup, populated=False)
+    assert poststop(second, container).accepted
+
+
+def test_what_is_learned_is_written_down_as_time_goes_by(
+    fake: FakeMachine, start: Start, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_module, "UPKEEP_SECONDS", 0.01)
+    configuration = replace(configure(more=[NAMES]), resolvers=("192.0.2.53",))
+    agent = start(configuration)
+    assert announce(agent, fake.container(annotations=LABELS, network=77)).accepted
+    file = configuration.state_directory / "network"
+    simulator(agent).emit(NameAnswer(0, 77, "192.0.2.53", answer("www.example.com", "198.51.100.7", 60)))
+    until(lambda: file.exists() and b"198.51.100.7" in file.read_bytes())
+    file.unlink()
+    file.mkdir()  # cannot be written any more: told, and nothing else
+    simulator(agent).emit(NameAnswer(0, 77, "192.0.2.53", answer("www.example.com", "198.51.100.8", 60)))
+    until(lambda: sends(agent, 77, 443, to="198.51.100.8").passes)
+    assert agent.healthy
+
+
+def test_defects_of_one_event_end_nothing(
+    fake: FakeMachine, start: Start, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = start(configure(more=[egress()]))
+    assert announce(agent, fake.container(annotations=LABELS, network=77)).accepted
+
+    def broken_facts(*_: object) -> object:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Network, "facts_of", broken_facts)
+        sends(agent, 77, BAD)
+        until(lambda: agent.event_errors == 1)
+    sends(agent, 77, BAD + 1)
+    until(lambda: bool(agent.alerts.recent()))
+    assert agent.healthy
