@@ -224,3 +224,26 @@ def test_what_is_not_so_easy_is_left_to_the_whole(after: RuleSet) -> None:
     held = planned(RuleSet(RULES)).analyses["sw0.0i"]
     assert isinstance(held, Analysis)
     assert revising.revise(held, after, Section.INGRESS) is None
+
+
+def test_networks_whose_ports_go_with_any_address_are_not_looked_up_after_a_change_either() -> None:
+    before = (*RULES, rule(Section.INGRESS, Action.BLOCK, ports=((7, 7, "tcp"),)))
+    known = planned(RuleSet(before))
+    after = RuleSet((*before, ADDED))
+    assert planned(after, known) == planned(after)
+
+
+def test_which_lists_of_ports_have_sets_of_their_own_is_decided_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matching, "SHARED_LISTS", 1)
+
+    def lists(first: int) -> RuleSet:
+        return RuleSet(
+            tuple(
+                rule(Section.INGRESS, Action.BLOCK, cidrs=LISTED[start:end], ports=((port, port, "tcp"),))
+                for start, end, port in ((0, first, 80), (1000, 1070, 81))
+            )
+        )
+
+    known = planned(lists(80))
+    for count in (75, 68):
+        assert planned(lists(count), known) == planned(lists(count))
