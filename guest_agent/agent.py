@@ -147,7 +147,10 @@ class Agent:
         packets: NetworkEngine | None = None,
         links: Links | None = None,
     ) -> None:
-        """Nothing is touched before :meth:`start`. Without a ``packets`` that works, no rule about them is enforced."""
+        """Nothing is touched before :meth:`start`. Without a ``packets`` that works, no rule about them is enforced.
+
+        Whether that refuses the start is for the bundle to say: one without such rules needs no such engine.
+        """
         self.configuration = configuration
         self.engine = engine
         self.machine = machine or verification.Machine()
@@ -155,7 +158,9 @@ class Agent:
         self._host_name = Path("/proc/sys/kernel/hostname").read_text(encoding="utf-8").strip()
         self._packet_maker = NetworkAlertMaker(self._host_name, packets.name if packets is not None else "")
         self._folding = Folding()
-        works = packets is not None and packets.probe().available
+        # Asked once: that takes a child and a network namespace, and status is asked often.
+        self.packets_probe = packets.probe() if packets is not None else None
+        works = packets is not None and self.packets_probe is not None and self.packets_probe.available
         self.network = Network(packets, configuration, self.machine, links=links) if packets and works else None
         self.registry = Registry()
         self.policy_set: selection.PolicySet | None = None
@@ -199,6 +204,8 @@ class Agent:
 
     def _begin(self) -> None:
         configuration = self.configuration
+        if self.packets_probe is not None and not self.packets_probe.available:
+            logger.warning("no rule about packets can be enforced here: %s", self.packets_probe.reason)
         try:
             self._records = RecordStore(configuration.state_directory)
             self._records.claim()

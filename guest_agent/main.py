@@ -130,9 +130,6 @@ def run(path: Path, engine: Engine | None = None, packets: NetworkEngine | None 
     filtering = packets
     if engine is None and filtering is None and coverage.NFTABLES in settings.engines:
         filtering = make_packets()
-    if filtering is not None and not (probed := filtering.probe()).available:
-        # Whether that refuses the start is for the bundle to say: one without rules about packets needs no engine.
-        logger.warning("the %s engine cannot work here: %s", filtering.name, probed.reason)
     agent = Agent(settings, chosen, packets=filtering)
     try:
         agent.start()

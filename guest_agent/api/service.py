@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guest_agent.agent import Agent
-    from guest_agent.engines.network_port import Attachment, NetworkEngine
-    from guest_agent.engines.port import Engine
+    from guest_agent.engines.network_port import Attachment
+    from guest_agent.engines.port import Probe
     from guest_agent.events.alerts import Alert
     from guest_agent.network.controller import NamespaceStatus
     from guest_agent.records import Record
@@ -59,7 +59,7 @@ class AgentService(stubs.AgentServicer):
             version=__version__,
             mode=agent.configuration.mode,
             sealed_digest=agent.engine.sealed_digest() or "",
-            engines=[_engine(engine) for engine in (agent.engine, agent.packets) if engine is not None],
+            engines=_engines(agent),
             counters=agent.counters(),
             workloads=len(agent.registry),
             warnings=agent.warnings(),
@@ -129,7 +129,7 @@ class AgentService(stubs.AgentServicer):
     ) -> messages.NetworkStatus:
         """Tell what holds in each network namespace."""
         agent = self._agent
-        status = messages.NetworkStatus(engine=_engine(agent.packets) if agent.packets is not None else None)
+        status = messages.NetworkStatus(engine=_engine_of_packets(agent))
         if agent.network is None:
             return status
         status.problems.extend(map(printable, agent.network.problems()))
@@ -175,11 +175,19 @@ class AgentService(stubs.AgentServicer):
             subscription.close()
 
 
-def _engine(engine: Engine | NetworkEngine) -> messages.Engine:
-    probe = engine.probe()
-    return messages.Engine(
-        name=engine.name, available=probe.available, reason=probe.reason, details=dict(probe.details)
-    )
+def _engines(agent: Agent) -> list[messages.Engine]:
+    of_packets = _engine_of_packets(agent)
+    return [_engine(agent.engine.name, agent.engine.probe()), *([] if of_packets is None else [of_packets])]
+
+
+def _engine_of_packets(agent: Agent) -> messages.Engine | None:
+    if agent.packets is None or agent.packets_probe is None:
+        return None
+    return _engine(agent.packets.name, agent.packets_probe)
+
+
+def _engine(name: str, probe: Probe) -> messages.Engine:
+    return messages.Engine(name=name, available=probe.available, reason=probe.reason, details=dict(probe.details))
 
 
 def _namespace(told: NamespaceStatus, known: Mapping[int, tuple[str, Record | None]]) -> messages.NetworkNamespace:
