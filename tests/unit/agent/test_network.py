@@ -20,6 +20,7 @@ from guest_agent.records import RecordStore
 from guest_agent.successor import SubmitError
 from guest_agent.workloads import verification
 from hauberk.bundle import PolicyFile, create, keys, signatures
+from hauberk.bundle.terms import Posture
 from hauberk.policy.rules import PACKET_SECTIONS
 from tests.unit.agent.conftest import POLICY, NoLinks
 from tests.unit.agent.machine import AGENT_NETWORK
@@ -460,6 +461,22 @@ def test_a_successor_brings_rules_to_containers_that_had_none(
     assert passes(agent, 77) == (True, False)
     [applied] = [one for one, *_ in simulator(agent).applied.values() if one.inode == 77]
     assert applied.path == str(fake.proc / "100" / "ns" / "net")
+
+
+def test_a_successors_posture_counts_too(
+    fake: FakeMachine, start: Start, configure: Configure, signer: keys.PrivateKey
+) -> None:
+    agent = start(replace(configure(more=[egress(), HOST]), node_labels=(("role", "edge"),)))
+    assert announce(agent, fake.container(annotations=LABELS, network=77)).accepted
+    terms = replace(ALLOWED, postures=(("network", Posture.AUDIT),))
+    files = tuple(PolicyFile(f"{number}.yaml", text) for number, text in enumerate((POLICY, egress(), HOST)))
+    data = create("demo", 2, files, "deny", conditions=terms)
+    agent.submit(data, signatures.sign(signer, data))
+    outcome = sends(agent, 77, BAD)
+    assert (outcome.passes, [mark.verdict for mark in outcome.told]) == (True, ["audit"])
+    inside = Packet("198.51.100.1", "192.0.2.1", TCP, 40000, 22, interface_in="eth0")
+    outcome = simulator(agent).send(namespace(AGENT_NETWORK), "input", inside)
+    assert (outcome.passes, [mark.verdict for mark in outcome.told]) == (True, ["audit"])
 
 
 def test_equal_rules_are_kept_once(
