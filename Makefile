@@ -35,7 +35,7 @@ PROTO_SOURCES := $(shell find proto -name '*.proto' 2>/dev/null)
 
 include $(wildcard tests/vm/containers/build.mk)
 
-.PHONY: help setup system environment build vm demo test test-long test-unit test-host test-vm lint bench-hook bench-lsm bench-network bench-policy fuzz clean
+.PHONY: help setup system environment build vm nft-release demo test test-long test-unit test-host test-vm lint bench-hook bench-lsm bench-network bench-policy fuzz clean
 .DEFAULT_GOAL := help
 
 help:
@@ -82,6 +82,10 @@ $(STAMPS)/build: $(STAMPS)/environment hatch_build.py $(BPF_SOURCES) $(wildcard 
 vm: $(STAMPS)/environment
 	@$(PYTHON) -m tests.vm.harness prepare
 
+# A current nft for tests beside the machine's; unpacked, never installed.
+nft-release: $(STAMPS)/environment
+	@$(PYTHON) -m tests.host.network.nft_release >/dev/null
+
 demo: setup
 	@$(PYTHON) -m tests.demo
 
@@ -97,7 +101,7 @@ test-unit: environment build
 	@$(PYTHON) -m coverage run -m pytest tests/unit -m 'not long'
 	$(PYTHON) -m coverage report
 
-test-host: environment build
+test-host: environment build nft-release
 	@$(PYTEST) tests/host -m 'not long'
 
 test-vm: environment build vm

@@ -40,7 +40,7 @@ _ROUNDS: Final = 40000
 _SOURCE: Final = Path(__file__).with_name("prober.c")
 _BUILT: Final = Path(__file__).resolve().parents[3] / ".cache" / "containers" / "truth_prober"
 """The prober for guests of the vm lane, which have no compiler."""
-_PATIENCE_SECONDS: Final = 10.0
+_PATIENCE_SECONDS: Final = 60.0
 """How long a prober may take to say that it is ready, before something is broken."""
 
 Protocol = Literal["tcp", "udp", "sctp", "icmp", "icmpv6"]
