@@ -101,7 +101,7 @@ class NftablesEngine:
         self._poll = select.epoll()
         self._signal = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poll.register(self._signal, select.EPOLLIN)
-        self._counts = dict.fromkeys(("tampered", "flows_cut", "flow_cuts_failed", "logs_unread"), 0)
+        self._counts = dict.fromkeys(("tampered", "flows_cut", "flow_cuts_failed"), 0)
         self._past = {"events": 0, "events_lost": 0, "events_unread": 0}  # of readers that were closed
 
     @property
@@ -247,11 +247,13 @@ class NftablesEngine:
             return list(held.reader.drain())
 
     def statistics(self) -> Mapping[str, int]:
-        """Counters since the engine was made; see the port."""
+        """Counters since the engine was made; see the port. ``logs_unread``: namespaces whose log somebody else reads."""
         with self._lock:
-            totals = {**self._past, **self._counts}
+            totals = {**self._past, **self._counts, "logs_unread": 0}
             for held in self._held.values():
-                if held.reader is not None:
+                if held.reader is None:
+                    totals["logs_unread"] += 1
+                else:
                     for name, value in _counted(held.reader).items():
                         totals[name] += value
         return totals
@@ -299,7 +301,7 @@ class NftablesEngine:
             os.close(held.descriptor)
 
     def _listen(self, held: _Held, desired: Desired) -> None:
-        """Read the log of a namespace. Where somebody else does, that is counted, and tried again by ``verify``."""
+        """Read the log of a namespace. Where somebody else does, statistics say so, and ``verify`` tries again."""
         group = desired.settings.log_group
         if held.reader is not None and held.group == group:
             return
@@ -308,7 +310,6 @@ class NftablesEngine:
         try:
             reader = run_inside(held.descriptor, lambda: LogReader(inode, group, receive_buffer=buffer))
         except OSError:
-            self._counts["logs_unread"] += 1
             return
         with held.reading:
             held.reader, held.group = reader, group
@@ -342,13 +343,16 @@ class NftablesEngine:
         kind: _Kind | None = None
         tampered = ""
         structure, sums = (before.structure, dict(before.sums)) if before else (None, {})
-        if before is not None and held.culprit is None:
+        touched = held.culprit is not None
+        if before is not None and not touched:
             changes = difference(before.ruleset, ruleset)
-            kind = None if changes is None else self._change_elements(held, before, ruleset, changes, sums)
+            if changes is not None:
+                kind = self._change_elements(held, before, ruleset, changes, sums)
+                touched = kind is None  # perhaps: that is why it did not work, or it would have taken too long
         if kind is None or structure is None:
             structure = self._compiler.compile(ruleset.commands())
             wanted = _filled(structure, ruleset)
-            expected = _filled(before.structure, before.ruleset) if before else None
+            expected = _filled(before.structure, before.ruleset) if before and touched else None
             kind, tampered = self._reconcile(held, wanted, expected)
             sums = {name: kernel.element_sum(one.elements) for name, one in wanted.sets.items()}
         held.in_force = _InForce(desired, ruleset, structure, sums, times, now)

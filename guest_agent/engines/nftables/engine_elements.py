@@ -8,18 +8,18 @@ both ends in one element. Fields of a concatenation fill whole 32-bit registers,
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Final
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final, Literal
 
 from guest_agent.engines.nftables import netlink_table as kernel
 from guest_agent.engines.nftables.ruleset import WIDTHS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from guest_agent.engines.nftables.ruleset import FieldType, Key, Set, Verdict
 
 _HOST_ORDER: Final = frozenset({"cgroupsv2"})
-_Encoding = tuple[tuple[int, str, bytes], ...]  # for each field: bytes, order, padding
 
 
 def elements(described: Set) -> tuple[frozenset[bytes], dict[bytes, int]]:
@@ -34,32 +34,35 @@ def encode(
 ) -> dict[bytes, int]:
     """Encode some elements of a set, each with its time (0: it stays)."""
     times = milliseconds or {}
-    encoding = _encoding(described.fields)
-    plain = described.interval and len(described.fields) == 1
+    fields = described.fields
+    order, size, shifts = _layout(fields)
+    # What surrounds the numbers of an element is the same throughout the set: it is made once, not for each.
+    before_key, before_end, behind = kernel.frames(size)
+    data = {verdict: kernel.mapped(*verdict) if verdict else b"" for verdict in {*chosen.values()}}
+    last_of_all = (1 << WIDTHS[fields[0]]) - 1
+    plain = described.interval and len(fields) == 1
     encoded: dict[bytes, int] = {}
     for key, verdict in chosen.items():
-        time = times.get(key, 0)
-        first = _bytes(encoding, (part[0] for part in key))
-        words = verdict or (None,)
-        target = words[1] if len(words) > 1 else ""
+        first = last = 0
+        for (low, high), shift in zip(key, shifts, strict=True):
+            first |= low << shift
+            last |= high << shift
         if plain:
-            beyond = key[0][1] + 1
-            last = _bytes(encoding, (beyond,)) if beyond < 1 << WIDTHS[described.fields[0]] else None
-        else:
-            last = _bytes(encoding, (part[1] for part in key)) if described.interval else None
-        encoded[kernel.element(first, last, words[0], target or "")] = time
+            last = last + 1 if last < last_of_all else first
+        made = before_key + first.to_bytes(size, order) + behind + data[verdict]
+        if described.interval and last != first:
+            made += before_end + last.to_bytes(size, order) + behind
+        encoded[made] = times.get(key, 0)
     return encoded
 
 
-def _encoding(fields: tuple[FieldType, ...]) -> _Encoding:
-    order = sys.byteorder
-    sizes = [(WIDTHS[field] // 8, order if field in _HOST_ORDER else "big") for field in fields]
-    padded = len(fields) > 1
-    return tuple((size, name, b"\0" * (-size % 4) if padded else b"") for size, name in sizes)
-
-
-def _bytes(encoding: _Encoding, numbers: Iterable[int]) -> bytes:
-    return b"".join(
-        number.to_bytes(size, "little" if order == "little" else "big") + padding
-        for number, (size, order, padding) in zip(numbers, encoding, strict=True)
-    )
+def _layout(fields: tuple[FieldType, ...]) -> tuple[Literal["little", "big"], int, list[int]]:
+    """Give the order of the bytes of a key, how many there are, and how far from its end each field stands, in bits."""
+    if len(fields) == 1:
+        return sys.byteorder if fields[0] in _HOST_ORDER else "big", WIDTHS[fields[0]] // 8, [0]
+    registers = [-(-WIDTHS[field] // 32) * 32 for field in fields]
+    ends = list(accumulate(registers))
+    shifts = [
+        ends[-1] - end + register - WIDTHS[field] for field, register, end in zip(fields, registers, ends, strict=True)
+    ]
+    return "big", ends[-1] // 8, shifts

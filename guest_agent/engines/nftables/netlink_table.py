@@ -150,12 +150,22 @@ def element(key: bytes, key_end: bytes | None = None, verdict: str | None = None
     """
     parts = [nested(_KEY, attribute(_VALUE, key))]
     if verdict is not None:
-        target = (text(_VERDICT_CHAIN, chain),) if chain else ()
-        code = attribute(_VERDICT_CODE, _CODE.pack(_CODES[verdict]))
-        parts.append(nested(_DATA, nested(_VERDICT, code, *target)))
+        parts.append(mapped(verdict, chain))
     if key_end is not None and key_end != key:
         parts.append(nested(_KEY_END, attribute(_VALUE, key_end)))
     return b"".join(parts)
+
+
+def frames(size: int) -> tuple[bytes, bytes, bytes]:
+    """Give what :func:`element` puts before a key of so many bytes, before the other end, and behind either."""
+    key, end = (nested(kind, attribute(_VALUE, bytes(size))) for kind in (_KEY, _KEY_END))
+    return key[: -size - (-size % 4)], end[: -size - (-size % 4)], bytes(-size % 4)
+
+
+def mapped(verdict: str, chain: str = "") -> bytes:
+    """Give what :func:`element` puts between the key and its other end, for what the key maps to."""
+    target = (text(_VERDICT_CHAIN, chain),) if chain else ()
+    return nested(_DATA, nested(_VERDICT, attribute(_VERDICT_CODE, _CODE.pack(_CODES[verdict])), *target))
 
 
 def has_plain_intervals(definition: bytes) -> bool:
