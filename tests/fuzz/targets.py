@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from guest_agent.api import hook_socket
+from guest_agent.engines.nftables import nflog_packets
 from guest_agent.network import names
 from guest_agent.trust import Trust, TrustError, TrustRoot
 from guest_agent.trust import verify as verify_bundle
@@ -438,6 +439,29 @@ def _resolver_answers() -> Iterator[bytes]:
     )
 
 
+def logged_packets(data: bytes) -> None:
+    """Read a packet as the kernel logs it: nothing raises, and less of it never says another thing."""
+    packet = nflog_packets.parse(data)
+    if packet is None:
+        return
+    for address in (packet.source, packet.destination):
+        ip_address(address)
+    ports = (packet.source_port, packet.destination_port)
+    ensure(all(port is None or 0 <= port < 1 << 16 for port in ports), "a port that is none")
+    ensure(packet.payload in data, "bytes that were not there")
+    cut = nflog_packets.parse(data[: sha256(data).digest()[0] * len(data) // 256])
+    if cut is not None:
+        ensure(packet.payload.startswith(cut.payload), "another payload")
+        ensure({cut.source_port, cut.destination_port} <= {None, *ports}, "other ports")
+
+
+def _logged_packets() -> Iterator[bytes]:
+    from tests.unit.engines.nftables import test_adapter_packets as packets  # noqa: PLC0415 - for its examples
+
+    yield from packets.WHOLE
+    yield packets.ipv6(0, bytes([44, 0]) + bytes(6) + bytes([17, 0]) + bytes(6) + packets.udp(b"answer"))
+
+
 TARGETS = {
     target.name: target
     for target in (
@@ -454,5 +478,6 @@ TARGETS = {
         Target("oci-states", oci_states, _oci_states),
         Target("hook-answers", hook_answers, _hook_answers),
         Target("resolver-answers", resolver_answers, _resolver_answers),
+        Target("logged-packets", logged_packets, _logged_packets),
     )
 }

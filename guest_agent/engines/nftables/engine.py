@@ -247,7 +247,7 @@ class NftablesEngine:
             return list(held.reader.drain())
 
     def statistics(self) -> Mapping[str, int]:
-        """Counters since the engine was made; see the port. ``logs_unread``: namespaces whose log somebody else reads."""
+        """Counters since the engine was made; see the port. ``logs_unread`` is how many logs somebody else reads."""
         with self._lock:
             totals = {**self._past, **self._counts, "logs_unread": 0}
             for held in self._held.values():

@@ -200,3 +200,42 @@ def test_a_flow_through_the_machine_is_cut_by_its_interface(engine: NftablesEngi
                     server.recv(10)
             client.close()
             server.close()
+
+
+def test_a_translated_flow_is_judged_by_where_it_went(engine: NftablesEngine, pair: Pair) -> None:
+    """The filter sees the destination after translation, and so do rules; the socket knows the one before."""
+    nat = "type nat hook output priority -100; ip daddr 10.9.0.50 tcp dport 8080 dnat to"
+    pair.here.nft(f"table ip theirs {{ chain out {{ {nat} {THERE[4]}:80; }}; }}")
+    engine.apply(pair.here.namespace, TRACKED)
+    with pair.there.socket(socket.SOCK_STREAM) as listener, pair.here.socket(socket.SOCK_STREAM) as client:
+        listener.bind((THERE[4], 80))
+        listener.listen()
+        client.settimeout(LONG)
+        client.connect(("10.9.0.50", 8080))
+        with listener.accept()[0] as server:
+            client.send(b"hello")
+            assert server.recv(10) == b"hello"
+            harmless = desired(rule(EGRESS, BLOCK, "10.9.0.50/32"), rule(EGRESS, BLOCK, ports=tcp(8080)))
+            assert engine.apply(pair.here.namespace, harmless).flows_cut == 0
+            forbidden = desired(rule(EGRESS, BLOCK, f"{THERE[4]}/32", ports=tcp(80)))
+            assert engine.apply(pair.here.namespace, forbidden).flows_cut == 1
+            with pytest.raises(ConnectionAbortedError):
+                client.recv(10)
+
+
+@pytest.mark.long
+def test_a_hundred_thousand_flows(engine: NftablesEngine, pair: Pair) -> None:
+    engine.apply(pair.here.namespace, TRACKED)
+    flows = 100_000
+    with contextlib.ExitStack() as stack:
+        targets = [stack.enter_context(pair.there.socket(socket.SOCK_DGRAM)) for _ in range(2)]
+        for target, port in zip(targets, (53, 54), strict=True):
+            target.bind((THERE[4], port))
+        for source_port in range(10_000, 60_000):
+            with pair.here.socket(socket.SOCK_DGRAM) as made:
+                made.bind((HERE[4], source_port))
+                for port in (53, 54):
+                    made.sendto(b"x", (THERE[4], port))
+        forbidden = desired(rule(EGRESS, BLOCK, ports=udp(53)))
+        assert engine.apply(pair.here.namespace, forbidden).flows_cut == flows // 2
+        assert engine.apply(pair.here.namespace, TRACKED).flows_cut == 0

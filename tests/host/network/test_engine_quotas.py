@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from guest_agent.engines.network_port import NetworkEvent, Settings
+from guest_agent.engines.nftables import netlink
+from guest_agent.engines.nftables import netlink_table as kernel
 from guest_agent.engines.nftables.engine import NftablesEngine
+from guest_agent.engines.nftables.namespace import run_inside
 from hauberk.policy.rules import Action
 
 from .engine_pair import EGRESS, INGRESS, THERE, Pair, collect, desired, rule, tcp, udp
@@ -157,3 +160,29 @@ def test_a_group_that_somebody_else_reads_is_counted_and_taken_later(engine: Nft
     engine.verify()
     assert pair.udp_out(9)
     assert collect(engine, bool)
+
+
+def test_nobody_but_the_kernel_is_believed(engine: NftablesEngine, pair: Pair) -> None:
+    """Who administers the namespace can send our sockets messages; they are no packets and no changes."""
+    engine.apply(pair.here.namespace, desired(rule(EGRESS, AUDIT, ports=udp(9))))
+    ports = [int(line.split()[2]) for line in pair.here.run("cat", "/proc/net/netlink").splitlines() if " 12 " in line]
+    prefix = netlink.attribute(10, b"hb 0 iar\0")
+    logged = netlink.netfilter(netlink.SUBSYSTEM_LOG, 0, 2, prefix, netlink.u32(12, 4711))
+    changed = netlink.netfilter(netlink.SUBSYSTEM_NFTABLES, kernel.DELETE_TABLE, 1, netlink.text(1, "hauberk"))
+    with _netlink_socket(pair) as made:
+        for port in ports:
+            for forged in (logged, changed):
+                made.sendto(netlink.encode(forged, 1, 0), (port, 0))
+    assert list(engine.drain()) == []
+    assert pair.udp_out(9)
+    (event,) = collect(engine, bool)
+    assert isinstance(event, NetworkEvent)
+    assert event.destination_port == 9
+    assert engine.statistics()["events_lost"] == 0
+
+
+def _netlink_socket(pair: Pair) -> socket.socket:
+    with open(pair.here.path) as opened:  # noqa: PTH123 - of /proc
+        made = run_inside(opened.fileno(), lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12))
+    made.bind((0, 0))
+    return made
