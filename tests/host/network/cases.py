@@ -209,20 +209,27 @@ class Case:
 
 
 def sample(cases: Iterable[Case], count: int) -> list[Case]:
-    """Choose so many cases that every feature of any of them, and every group, is covered as often as can be.
+    """Choose so many cases that every feature of any of them, and every group, is covered, if that can be.
 
-    Greedy and without chance: the case with most features that are seldom covered so far comes next.
+    Greedy and without chance: the case with most features that no other has covered yet comes next, then with most that
+    one other has, and so on.
     """
     left = list(cases)
     covered: dict[str, int] = {}
     chosen: list[Case] = []
     while left and len(chosen) < count:
-        best = max(left, key=lambda case: sum(4.0 ** -covered.get(feature, 0) for feature in _features(case)))
+        best = max(left, key=lambda case: _worth(case, covered))
         left.remove(best)
         chosen.append(best)
         for feature in _features(best):
             covered[feature] = covered.get(feature, 0) + 1
     return chosen
+
+
+def _worth(case: Case, covered: Mapping[str, int]) -> list[int]:
+    """Give how many of a case's features are covered never so far, once, and so on; the greater list is better."""
+    times = [covered.get(feature, 0) for feature in _features(case)]
+    return [times.count(number) for number in range(max(times) + 1)]
 
 
 def _features(case: Case) -> frozenset[str]:

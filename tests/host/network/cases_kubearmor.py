@@ -160,7 +160,7 @@ def _parts() -> Iterator[Case]:
         attempts=by_net1,
     )  # fmt: skip
     yield _one(
-        "ports alone, of all protocols there are", {"ports", "SCTP"},
+        "ports alone, of all protocols there are", {"SCTP"},
         network_policy("ports", egress=[
             entry("Block", egress=True, ports=ports(("TCP", "80"), ("UDP", "8080"), ("SCTP", "1", 100)))]),
         stated=[no("x/a", "y/a"), yes("x/a", "y/a", "tcp", 8080), no("x/a", "y/a", "udp", 8080, 6),

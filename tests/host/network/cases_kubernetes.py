@@ -158,9 +158,7 @@ def _peers() -> Iterator[Case]:
     for direction in _DIRECTIONS:
         yield _one(f"{direction}: no peers", "peers", {direction, "no peers"}, base(direction=direction, peers=[]))
         for words, peer in kinds.items():
-            yield _one(
-                f"{direction}: {words}", "peers", {f"{direction}: {words}"}, base(direction=direction, peers=[peer])
-            )
+            yield _one(f"{direction}: {words}", "peers", {direction, words}, base(direction=direction, peers=[peer]))
         for (words, peer), (more_words, more) in itertools.combinations(kinds.items(), 2):
             yield _one(
                 f"{direction}: {words}; {more_words}",
@@ -310,7 +308,9 @@ def _conflicts() -> Iterator[Case]:
     for words, policies in pairs.items():
         egress = any("egress" in document["spec"] for document in policies)
         dns = (policy("allow-dns", *source, egress=[DNS]),) if egress else ()
-        yield _one(words, "conflicts", {f"conflict: {words.partition(': ')[2] or words}"}, *policies, *dns)
+        direction, colon, what = words.partition(": ")
+        features = {direction, *what.split(" and ")} if colon else {"both ends"}
+        yield _one(words, "conflicts", {"conflict", *features}, *policies, *dns)
 
 
 def _of_namespaces() -> Iterator[Case]:

@@ -74,7 +74,7 @@ def _fetch(work: Path, tree: Path) -> None:
         f'Dir::State::Status "{work}/status";\n'
         f'Dir::Cache "{work}/cache";\n'
         'Acquire::Languages "none";\n'
-        'Acquire::Retries "3";\n'
+        'Acquire::Retries "1";\n'
         'APT::Sandbox::User "root";\n'
         'APT::Update::Error-Mode "any";\n'
     )

@@ -20,14 +20,15 @@ from tests.host.network.cases_together import cases_together
 from tests.host.network.truth import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from guest_agent.engines.network_port import Applied, Desired, Namespace
     from hauberk.policy.rules import Rule
+    from tests.host.network.cases import Case
     from tests.host.network.truth import Layout
 
 EVERY_CASE = (*kubernetes_cases(), *cilium_cases(), *kubearmor_cases(), *cases_together())
-SAMPLES: dict[Layout, int] = {"whole": 64, "cgroup": 24, "interface": 20}
+SAMPLES: dict[Layout, int] = {"whole": 84, "cgroup": 24, "interface": 20}
 """How many cases of each layout `make test` tries."""
 LAYOUTS: tuple[Layout, ...] = ("whole", "cgroup", "interface")
 
@@ -42,8 +43,21 @@ def _current_nft() -> str:
     return str(nft_release.prepare())
 
 
-def test_the_current_release_is_newer_than_the_machines() -> None:
-    assert nft_release.version(nft_release.prepare()) > (1, 1)
+def test_the_sample_has_every_feature_of_the_table() -> None:
+    cases = {layout: [case for case in EVERY_CASE if Table(layout, _none).holds(case)] for layout in LAYOUTS}
+    features = {layout: _features(some) for layout, some in cases.items()}
+    sampled = {layout: _features(sample(some, SAMPLES[layout])) for layout, some in cases.items()}
+    assert features["whole"] == sampled["whole"]
+    assert {"machine and pods", "NetworkPolicy", "toFQDNs", "except"} <= sampled["cgroup"]
+    assert {"except", "icmps", "SCTP"} <= features["interface"]
+
+
+def _none() -> NftablesEngine:
+    raise AssertionError
+
+
+def _features(cases: Iterable[Case]) -> frozenset[str]:
+    return frozenset().union(*(case.features for case in cases))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
