@@ -48,8 +48,8 @@ def test_the_sample_has_every_feature_of_the_table() -> None:
     features = {layout: _features(some) for layout, some in cases.items()}
     sampled = {layout: _features(sample(some, SAMPLES[layout])) for layout, some in cases.items()}
     assert features["whole"] == sampled["whole"]
-    assert {"machine and pods", "NetworkPolicy", "toFQDNs", "except"} <= sampled["cgroup"]
-    assert {"except", "icmps", "SCTP"} <= features["interface"]
+    assert {"machine and pods", "NetworkPolicy", "except", "endPort", "SCTP"} <= sampled["cgroup"]
+    assert {"except", "endPort", "SCTP", "entity world"} <= sampled["interface"]
 
 
 def _none() -> NftablesEngine:
