@@ -347,8 +347,10 @@ class NftablesEngine:
         if before is not None and not touched:
             changes = difference(before.ruleset, ruleset)
             if changes is not None:
-                kind = self._change_elements(held, before, ruleset, changes, sums)
-                touched = kind is None  # perhaps: that is why it did not work, or it would have taken too long
+                try:
+                    kind = self._change_elements(held, before, ruleset, changes, sums)
+                except (OSError, MalformedError, KeyError):
+                    touched = True  # the table is not what it was; reading all of it tells
         if kind is None or structure is None:
             structure = self._compiler.compile(ruleset.commands())
             wanted = _filled(structure, ruleset)
@@ -368,30 +370,30 @@ class NftablesEngine:
         changes: Sequence[ElementChange],
         sums: dict[str, int],
     ) -> _Kind | None:
-        """Change elements alone, and ``sums`` with them; None when that is not possible or not faster."""
+        """Change elements alone, and ``sums`` with them; None when that is not faster.
+
+        Raises OSError, MalformedError, KeyError with nothing changed when the table is not what it was.
+        """
         steps: list[Step] = []
-        try:
-            for change in changes:
-                if change.set.timeout:
-                    continue
-                name, old = change.set.name, before.ruleset.sets[change.set.name]
-                definition = before.structure.sets[name].definition
-                slow = engine_reconcile.too_many_to_delete(len(change.removed), len(change.set.elements))
-                if slow and kernel.is_slow_to_shrink(definition):
-                    return None
-                gone = encode(old, {key: old.elements[key] for key in change.removed})
-                come = encode(change.set, change.added)
-                sums[name] = kernel.changed_sum(sums[name], gone, come)
-                steps += engine_reconcile.exchange(name, definition, gone, come)
-            for name, one in ruleset.sets.items():
-                if one.timeout:
-                    present = kernel.read_set(held.channel, name, before.structure.sets[name].definition)
-                    wanted = encode(one, one.elements, _milliseconds(one.timeouts))
-                    sums[name] = kernel.element_sum(encoded for encoded, time in wanted.items() if not time)
-                    steps += engine_reconcile.members(present, wanted, name)
-            held.channel.commit([step.message for step in steps])
-        except (OSError, MalformedError, KeyError):
-            return None  # the table is not what it was; reading all of it tells
+        for change in changes:
+            if change.set.timeout:
+                continue
+            name, old = change.set.name, before.ruleset.sets[change.set.name]
+            definition = before.structure.sets[name].definition
+            slow = engine_reconcile.too_many_to_delete(len(change.removed), len(change.set.elements))
+            if slow and kernel.is_slow_to_shrink(definition):
+                return None
+            gone = encode(old, {key: old.elements[key] for key in change.removed})
+            come = encode(change.set, change.added)
+            sums[name] = kernel.changed_sum(sums[name], gone, come)
+            steps += engine_reconcile.exchange(name, definition, gone, come)
+        for name, one in ruleset.sets.items():
+            if one.timeout:
+                present = kernel.read_set(held.channel, name, before.structure.sets[name].definition)
+                wanted = encode(one, one.elements, _milliseconds(one.timeouts))
+                sums[name] = kernel.element_sum(encoded for encoded, time in wanted.items() if not time)
+                steps += engine_reconcile.members(present, wanted, name)
+        held.channel.commit([step.message for step in steps])
         return "elements" if steps else "nothing"
 
     def _reconcile(self, held: _Held, wanted: Table, expected: Table | None) -> tuple[_Kind, str]:
