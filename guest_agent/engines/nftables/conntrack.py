@@ -29,7 +29,7 @@ from guest_agent.engines.nftables import netlink
 from guest_agent.engines.nftables.netlink import Message, NetlinkError, NetlinkSocket, attribute, netfilter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from guest_agent.engines.nftables.ruleset import Hook
 
@@ -292,22 +292,25 @@ def cgroup_tree(mounts: Iterable[str] = CGROUP_MOUNTS) -> dict[int, Cgroups]:
 class Surroundings:
     """Which addresses are the namespace's own, and by which interfaces others are reached."""
 
-    def __init__(self, channel: NetlinkSocket, interface_name: Callable[[int], str]) -> None:
+    def __init__(self, channel: NetlinkSocket) -> None:
         """``channel`` speaks rtnetlink in the namespace. Raises NetlinkError, OSError."""
         self._channel = channel
-        self._interface_name = interface_name
         self._routes: dict[tuple[bytes, bytes], str] = {}
         self._own: dict[bytes, set[str]] = defaultdict(set)
         for message in channel.dump(Message(_GET_ADDRESS, b"\0" * _ADDRESS_HEADER)):
             read = netlink.attributes(message.payload[_ADDRESS_HEADER:])
-            name = interface_name(_INDEX.unpack_from(message.payload, _ADDRESS_INDEX)[0])
-            for kind in (_IFA_ADDRESS, _IFA_LOCAL):
-                if kind in read:
-                    self._own[read[kind]].add(name)
+            name = channel.interface_name(_INDEX.unpack_from(message.payload, _ADDRESS_INDEX)[0])
+            # Between two points the other one is the peer's address.
+            own = read.get(_IFA_LOCAL, read.get(_IFA_ADDRESS))
+            if own is not None:
+                self._own[own].add(name)
 
     def hook(self, flow: Flow) -> Hook | None:
-        """Give the hook that a flow's first packet passed; None for one that never left the namespace."""
-        sent, received = self._is_own(flow.source), self._is_own(flow.destination) or self._is_own(flow.asked)
+        """Give the hook that a flow's first packet passed; None for one that never left the namespace.
+
+        What was sent to an address of its own may have been translated to another one's, and left.
+        """
+        sent, received = self._is_own(flow.source), self._is_own(flow.destination)
         if sent:
             return None if received else "output"
         to_many = flow.asked[0] >= (_MULTICAST_4 if len(flow.asked) == _IPV4_BYTES else _MULTICAST_6)
@@ -338,5 +341,5 @@ class Surroundings:
         for answer in answers:
             read = netlink.attributes(answer.payload[_ROUTE_HEADER:])
             if _RTA_INTERFACE in read:
-                return self._interface_name(_INDEX.unpack(read[_RTA_INTERFACE])[0])
+                return self._channel.interface_name(_INDEX.unpack(read[_RTA_INTERFACE])[0])
         return ""

@@ -54,7 +54,7 @@ class _Cut:
         with ExitStack() as stack:
             reading, deleting = (stack.enter_context(NetlinkSocket()) for _ in range(2))
             diagnosis = stack.enter_context(NetlinkSocket(NETLINK_SOCK_DIAG))
-            surroundings = Surroundings(stack.enter_context(NetlinkSocket(NETLINK_ROUTE)), _interface_name)
+            surroundings = Surroundings(stack.enter_context(NetlinkSocket(NETLINK_ROUTE)))
             if self._by_cgroup:
                 self._sockets = conntrack.sockets(diagnosis)
                 self._tree = conntrack.cgroup_tree()
@@ -120,6 +120,8 @@ class _Cut:
         source, destination = (flow.source, flow.source_port or 0), (flow.destination, flow.port or 0)
         local, peer = (source, destination) if hook == "output" else (destination, source)
         found = self._sockets.owners(flow.protocol, *local, *peer)
+        if hook == "output" and (asked := (flow.asked, flow.asked_port or 0)) != destination:
+            found = found | self._sockets.owners(flow.protocol, *local, *asked)  # the peer that the socket knows
         return [self._tree[number] for number in sorted(found) if number in self._tree]
 
 
@@ -135,10 +137,3 @@ def _close(channel: NetlinkSocket, flow: Flow, hook: str) -> None:
 
 def _text(address: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET if len(address) == _IPV4_BYTES else socket.AF_INET6, address)
-
-
-def _interface_name(index: int) -> str:
-    try:
-        return socket.if_indextoname(index)
-    except OSError:
-        return ""

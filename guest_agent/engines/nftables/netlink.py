@@ -11,6 +11,7 @@ Formats: ``include/uapi/linux/netlink.h`` and ``linux/netfilter/nfnetlink.h``.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -50,6 +51,8 @@ _NESTED: Final = 0x8000
 _MAXIMUM_ATTRIBUTE: Final = 0xFFFF
 _MAXIMUM_DUMPS: Final = 20
 
+_SIOCGIFNAME: Final = 0x8910
+_IFREQ: Final = struct.Struct("@16si20x")
 _SOL_NETLINK: Final = 270
 _ADD_MEMBERSHIP: Final = 1
 _CAP_ACK: Final = 10
@@ -225,6 +228,14 @@ class NetlinkSocket:
     def join(self, group: int) -> None:
         """Subscribe to a multicast group. Raises OSError."""
         self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+
+    def interface_name(self, index: int) -> str:
+        """Give the name of an interface of the socket's namespace; "" when there is none of this number any more."""
+        try:
+            answer = fcntl.ioctl(self._socket, _SIOCGIFNAME, _IFREQ.pack(b"", index))
+        except OSError:
+            return ""
+        return answer[:16].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
     def receive_waiting(self) -> bytes | None:
         """Take one datagram of the kernel that waits; None when none does. Raises OSError (ENOBUFS: some were lost)."""

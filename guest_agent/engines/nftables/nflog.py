@@ -8,7 +8,6 @@ through rather than silenced. Reading never waits. Formats: ``include/uapi/linux
 from __future__ import annotations
 
 import errno
-import fcntl
 import socket
 import struct
 import time
@@ -35,8 +34,6 @@ _FLUSH_HUNDREDTHS: Final = 5  # the longest that a single packet waits for other
 _PACKETS_AT_ONCE: Final = 64
 _DATAGRAMS_AT_ONCE: Final = 256
 _TIMESTAMP, _INDEX_IN, _INDEX_OUT, _PAYLOAD, _PREFIX, _SEQUENCE = 3, 4, 5, 9, 10, 12
-_SIOCGIFNAME: Final = 0x8910
-_IFREQ: Final = struct.Struct("@16si20x")
 _MODULUS: Final = 1 << 32
 
 
@@ -59,9 +56,7 @@ class LogReader:
         self._expected: int | None = None
         self._overrun = False
         self._channel = NetlinkSocket(receive_buffer=receive_buffer)
-        self._names: socket.socket | None = None
         try:
-            self._names = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             command = attribute(_COMMAND, bytes([_BIND]))
             self._channel.ask(_configuration(group, command))
             self._channel.ask(
@@ -81,8 +76,6 @@ class LogReader:
     def close(self) -> None:
         """Stop reading. Idempotent."""
         self._channel.close()
-        if self._names is not None:
-            self._names.close()
 
     def fileno(self) -> int:
         """Descriptor that polls readable when packets wait."""
@@ -156,15 +149,7 @@ class LogReader:
         self._expected = (number + 1) % _MODULUS
 
     def _interface(self, index: bytes) -> str:
-        """Give the name of an interface of this namespace; "" when there is none any more."""
-        if not index or self._names is None:
-            return ""
-        request = _IFREQ.pack(b"", netlink.read_number(index) & 0x7FFF_FFFF)
-        try:
-            answer = fcntl.ioctl(self._names, _SIOCGIFNAME, request)
-        except OSError:
-            return ""
-        return answer[:16].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+        return self._channel.interface_name(netlink.read_number(index) & 0x7FFF_FFFF) if index else ""
 
 
 def _configuration(group: int, *parts: bytes) -> netlink.Message:

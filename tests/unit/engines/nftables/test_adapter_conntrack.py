@@ -33,6 +33,10 @@ class Channel(NetlinkSocket):
         assert request
         yield from self._told
 
+    def interface_name(self, index: int) -> str:
+        """Make up a name."""
+        return f"eth{index}"
+
     def dump(self, request: Message) -> list[Message]:
         """Give the answers, whatever is asked."""
         assert request
@@ -115,7 +119,7 @@ def test_where_the_first_packet_passed(source: str, destination: str, hook: str 
         return struct.pack("=BBBBi", 2, 24, 0, 0, 3) + attribute(2, bytes.fromhex(address))
 
     channel = Channel(own("0a000001"), own("20010db8" + "00" * 11 + "01"))
-    surroundings = Surroundings(channel, lambda index: f"eth{index}")
+    surroundings = Surroundings(channel)
     ends = (bytes.fromhex(source), bytes.fromhex(destination))
     (flow,) = read(entry(tuple_of(*ends, 17, *ports(1, 2)), tuple_of(*ends[::-1], 17, *ports(2, 1))))
     assert surroundings.hook(flow) == hook
