@@ -121,8 +121,10 @@ class NftablesEngine:
             now = time.monotonic()
             times = dict.fromkeys(desired.groups, now)
             self._listen(held, desired)
+            first = held.in_force is None
             kind, _ = self._put(held, desired, times, now)
-            if kind != "nothing":
+            # What was there already may be of one that was killed before it came to the flows.
+            if first or kind != "nothing":
                 held.uncut = True
             cut = self._cut(held)
             digest = held.in_force.digest if held.in_force else ""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from guest_agent.engines.network_port import Cgroup, Desired, Endpoint, Interface
+from guest_agent.engines.nftables import engine_cut
 from guest_agent.engines.nftables.engine import NftablesEngine
 from hauberk.policy.rules import Action, RuleSet
 
@@ -26,6 +27,7 @@ from .engine_pair import (
     Pair,
     Place,
     cgroup,
+    connect_inside,
     desired,
     listen_inside,
     rule,
@@ -221,6 +223,50 @@ def test_a_translated_flow_is_judged_by_where_it_went(engine: NftablesEngine, pa
             assert engine.apply(pair.here.namespace, forbidden).flows_cut == 1
             with pytest.raises(ConnectionAbortedError):
                 client.recv(10)
+
+
+def test_a_translated_flow_of_a_container_is_cut(engine: NftablesEngine, pair: Pair) -> None:
+    """Its socket knows the peer before translation, and is found by that one."""
+    nat = "type nat hook output priority -100; ip daddr 10.9.0.50 tcp dport 8080 dnat to"
+    pair.here.nft(f"table ip theirs {{ chain out {{ {nat} {THERE[4]}:80; }}; }}")
+    with cgroup("one") as one, pair.there.socket(socket.SOCK_STREAM) as listener:
+        listener.bind((THERE[4], 80))
+        listener.listen()
+
+        def of_one(network: str) -> Desired:
+            rules = RuleSet((rule(EGRESS, BLOCK, network),))
+            return Desired((Endpoint(5, (rules,), Cgroup(one.stat().st_ino, 2)),), LOUD)
+
+        engine.apply(pair.here.namespace, of_one("192.0.2.1/32"))
+        with connect_inside(pair.here, one, "10.9.0.50", 8080) as process:
+            assert process.said == "sent"
+            assert engine.apply(pair.here.namespace, of_one(f"{THERE[4]}/32")).flows_cut == 1
+
+
+def test_the_far_end_of_a_link_between_two_points_is_a_peer(engine: NftablesEngine, pair: Pair) -> None:
+    """There an interface has the peer's address beside its own."""
+    near, far = "10.77.0.1", "10.77.0.2"
+    pair.here.run("ip", "addr", "add", near, "peer", f"{far}/32", "dev", "eth0")
+    pair.there.run("ip", "addr", "add", far, "peer", f"{near}/32", "dev", "eth0")
+    engine.apply(pair.here.namespace, TRACKED)
+    flow = pair.tcp_out(80, to={4: far})
+    assert flow.works()
+    assert engine.apply(pair.here.namespace, desired(rule(EGRESS, BLOCK, f"{far}/32"))).flows_cut == 1
+    assert not flow.lives()
+
+
+def test_flows_that_a_killed_engine_did_not_come_to_are_cut_by_the_next(pair: Pair) -> None:
+    forbidden = desired(rule(EGRESS, BLOCK, f"{THERE[4]}/32"))
+    with contextlib.closing(NftablesEngine()) as engine, pytest.MonkeyPatch.context() as patch:
+        engine.apply(pair.here.namespace, TRACKED)
+        flow = pair.tcp_out(80)
+        patch.setattr(engine_cut, "cut", lambda _descriptor, _ruleset: 0)
+        engine.apply(pair.here.namespace, forbidden)
+    assert flow.works()
+    with contextlib.closing(NftablesEngine()) as following:
+        applied = following.apply(pair.here.namespace, forbidden)
+    assert (applied.change, applied.flows_cut) == ("nothing", 1)
+    assert not flow.lives()
 
 
 @pytest.mark.long
