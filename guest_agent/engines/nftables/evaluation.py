@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from guest_agent.engines.nftables import ranges
+from guest_agent.engines.nftables.expressions import TRANSLATED
 from guest_agent.engines.nftables.protocols import ICMP, NUMBERS, PORTED
 from guest_agent.engines.nftables.ruleset import ANSWER_PREFIX, WIDTHS, LogMark, Verdict
 from hauberk.policy import peers
@@ -31,7 +32,8 @@ class Packet:
     """A packet as the kernel's filter sees it.
 
     Ports are None where the packet has none or they cannot be read. ``cgroups`` are the numbers of the cgroups that its
-    socket is in, from the root's child on; empty where no socket is found.
+    socket is in, from the root's child on; empty where no socket is found. ``translated``: the destination is another
+    than the sender asked for.
     """
 
     source: str
@@ -47,6 +49,7 @@ class Packet:
     reply: bool = False
     cgroups: tuple[int, ...] = ()
     length: int = 100
+    translated: bool = False
 
 
 @dataclass(slots=True)
@@ -127,6 +130,9 @@ class Evaluation:
             return self._look_up(right, values) is not None
         if body["op"] == "in":
             return values[0] in right if isinstance(right, list) else values[0] == right
+        if isinstance(right, dict):
+            _, first, last = ranges.network("{addr}/{len}".format(**right["prefix"]))
+            return bool(first <= values[0] <= last)
         same = bool(values[0] == (ranges.interface(right)[0] if right == "lo" else right))
         return same is (body["op"] == "==")
 
@@ -179,14 +185,21 @@ def _value(expression: Expression, packet: Packet) -> int | str | None:
         case "meta", {"key": key}:
             name = packet.interface_in if key == "iifname" else packet.interface_out
             return ranges.interface(name)[0] if name else None
-        case "ct", {"key": key}:
-            return packet.state if key == "state" else ("reply" if packet.reply else "original")
+        case ("&", [{"ct": {"key": key}}, _]) | ("ct", {"key": key}):
+            return _tracked(key, packet)
         case "socket", {"level": level}:
             return packet.cgroups[level - 1] if len(packet.cgroups) >= level else None
         case "payload", {"protocol": protocol, "field": name}:
             return _field(protocol, name, packet, family)
     message = f"no idea of {expression}"
     raise NotImplementedError(message)
+
+
+def _tracked(key: str, packet: Packet) -> int | str:
+    """Give what connection tracking says of a packet; of the bits of its status only that of translation."""
+    if key == "status":
+        return TRANSLATED if packet.translated else 0
+    return packet.state if key == "state" else ("reply" if packet.reply else "original")
 
 
 def _field(protocol: str, name: str, packet: Packet, family: int) -> int | None:

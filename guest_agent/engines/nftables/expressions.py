@@ -53,9 +53,17 @@ def differs(left: Expression, right: str) -> Expression:
     return {"match": {"op": "!=", "left": left, "right": right}}
 
 
+def within(left: Expression, network: str, length: int) -> Expression:
+    """Give a match with the addresses of a network."""
+    return equals(left, {"prefix": {"addr": network, "len": length}})
+
+
 ESTABLISHED: Final = state("established", "related")
 INVALID: Final = state("invalid")
 REPLY: Final = equals({"ct": {"key": "direction"}}, "reply")
+TRANSLATED: Final = 1 << 5
+"""The bit of conntrack's status that says that the destination is another than was asked for (IPS_DST_NAT)."""
+UNTRANSLATED: Final = equals({"&": [{"ct": {"key": "status"}}, TRANSLATED]}, 0)
 
 
 _PEER_ADDRESS: Final = {Section.INGRESS: "saddr", Section.EGRESS: "daddr"}

@@ -62,6 +62,8 @@ _SOURCE_PORT: Final = expressions.payload("th", "sport")
 _LETTER: Final = {Section.INGRESS: "i", Section.EGRESS: "o"}
 _OTHER: Final = {Section.INGRESS: Section.EGRESS, Section.EGRESS: Section.INGRESS}
 _HOOK: Final[Mapping[Section, Hook]] = {Section.INGRESS: "input", Section.EGRESS: "output"}
+_LOOPBACK_OUT: Final = "lo.o"
+_LOOPBACK: Final = (("ip", "127.0.0.0", 8), ("ip6", "::1", 128))
 _FAMILY: Final[Mapping[int, tuple[FieldType, str]]] = {4: ("ipv4_addr", "ip"), 6: ("ipv6_addr", "ip6")}
 
 
@@ -224,7 +226,23 @@ class _Planner:
             writer.verdict(chain, ACCEPT)
 
     def _pass_loopback(self, chain: str, key: str) -> None:
-        self._writer.rule(chain, expressions.equals(expressions.meta(key), "lo"), expressions.statement(ACCEPT))
+        """Let pass what stays within the namespace.
+
+        Where packets go out, the kernel says by which interface they were to go before their destination was
+        translated: so what was sent to an address of the machine's own may be on its way to another machine.
+        """
+        writer = self._writer
+        found = expressions.equals(expressions.meta(key), "lo")
+        if key != INTERFACE[Section.EGRESS]:
+            writer.rule(chain, found, expressions.statement(ACCEPT))
+            return
+        if _LOOPBACK_OUT not in writer.chains:
+            out = writer.chain(_LOOPBACK_OUT)
+            writer.rule(out, expressions.UNTRANSLATED, expressions.statement(ACCEPT))
+            for protocol, network, length in _LOOPBACK:
+                address = expressions.payload(protocol, "daddr")
+                writer.rule(out, expressions.within(address, network, length), expressions.statement(ACCEPT))
+        writer.rule(chain, found, expressions.statement(("jump", _LOOPBACK_OUT)))
 
     def _lead(self, place: _Place, chain: str, map_name: str, verdicts: Mapping[Range, Outcome]) -> None:
         """Lead from a chain to those of the endpoints."""

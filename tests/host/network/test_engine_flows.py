@@ -225,6 +225,30 @@ def test_a_translated_flow_is_judged_by_where_it_went(engine: NftablesEngine, pa
                 client.recv(10)
 
 
+@pytest.mark.parametrize("address", [HERE[4], "127.0.0.1"])
+def test_what_is_sent_to_the_machine_itself_and_translated_is_no_loopback(
+    engine: NftablesEngine, pair: Pair, address: str
+) -> None:
+    """The kernel says until the end that it goes out by loopback, where it was to go at first."""
+    out = f"type nat hook output priority -100; ip daddr {address} tcp dport 8080 dnat to {THERE[4]}:80;"
+    after = "type nat hook postrouting priority 100; oifname eth0 masquerade;"
+    pair.here.nft(f"table ip theirs {{ chain out {{ {out} }}; chain after {{ {after} }}; }}")
+    pair.here.run("sysctl", "-qw", "net.ipv4.conf.all.route_localnet=1")
+    with pair.there.socket(socket.SOCK_STREAM) as listener:
+        listener.bind((THERE[4], 80))
+        listener.listen()
+        engine.apply(pair.here.namespace, TRACKED)
+        with pair.here.socket(socket.SOCK_STREAM) as client:
+            client.settimeout(LONG)
+            client.connect((address, 8080))
+            forbidden = desired(rule(EGRESS, BLOCK, f"{THERE[4]}/32", ports=tcp(80)))
+            assert engine.apply(pair.here.namespace, forbidden).flows_cut == 1
+        with pair.here.socket(socket.SOCK_STREAM) as client:
+            client.settimeout(SHORT)
+            with pytest.raises(TimeoutError):
+                client.connect((address, 8080))
+
+
 def test_a_translated_flow_of_a_container_is_cut(engine: NftablesEngine, pair: Pair) -> None:
     """Its socket knows the peer before translation, and is found by that one."""
     nat = "type nat hook output priority -100; ip daddr 10.9.0.50 tcp dport 8080 dnat to"

@@ -187,6 +187,17 @@ def test_established_flows_and_loopback_pass_and_what_conntrack_calls_invalid_do
     assert (outcome.passes, outcome.told) == (False, [])
 
 
+def test_what_only_seems_to_go_out_by_loopback_is_asked_about() -> None:
+    """The destination was translated, and the kernel still says where the packet was to go before."""
+    ruleset = plan(of(rule(OUT, Action.BLOCK)))
+    seeming = outgoing("10.0.0.1", interface_out="lo", translated=True)
+    assert not passes(ruleset, "output", seeming)
+    assert passes(ruleset, "output", replace(seeming, translated=False))
+    assert passes(ruleset, "output", replace(seeming, destination="127.0.0.11"))
+    assert passes(ruleset, "output", replace(seeming, source="::1", destination="::1"))
+    assert not passes(ruleset, "output", replace(seeming, source="fd00::1", destination="fd00::2"))
+
+
 def test_a_packet_without_readable_ports_matches_only_what_is_about_every_port() -> None:
     ports = plan(of(rule(IN, Action.ALLOW, ports=((1, 65535, "tcp"),))))
     whole = plan(of(rule(IN, Action.ALLOW, ports=((0, 65535, "tcp"),))))
