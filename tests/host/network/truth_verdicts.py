@@ -107,6 +107,8 @@ class Verdicts:
         pod = probe.source if sending else probe.target
         other, address = (probe.target, probe.target_address) if sending else (probe.source, probe.source_address)
         subjects = [name for name in dict.fromkeys((places.plans[pod].machine, pod)) if name in self.workloads]
+        if not any(self.rule_sets[name].rules for name in subjects):
+            return tuple(Judgement(name, UNCOVERED) for name in subjects)
         question = self._peer(probe, other, address, interface)
         return tuple(Judgement(name, self._answered(name, direction, question)) for name in subjects)
 

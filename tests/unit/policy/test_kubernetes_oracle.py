@@ -41,7 +41,7 @@ def test_decisions_are_what_kubernetes_says(group: str) -> None:
         if case.group == group:
             for state in case.states:
                 asked += _compare(case, state)
-    assert asked > 1000 * COUNTS[group]  # type: ignore[index]
+    assert asked > 200 * COUNTS[group]  # type: ignore[index]
 
 
 _PODS = st.sampled_from(["a", "b", "c"])
@@ -137,17 +137,17 @@ def test_decisions_about_any_policies_are_what_kubernetes_says(policies: list[Do
 def _compare(case: Case, state: State) -> int:
     """Compare all connections of a state; give how many."""
     verdicts = Verdicts(state)
+    covered = {name for name, rule_set in verdicts.rule_sets.items() if rule_set.rules}
+    stated = {(one.source, one.target, one.protocol, one.port): one.passes for one in state.stated}
     asked = 0
-    for probe, connection in _connections(state):
+    for number, (probe, connection) in enumerate(_connections(state)):
+        if number % 5 and covered.isdisjoint((probe.source, probe.target)):
+            continue  # of those that no policy is about some are enough
         judged = verdicts.judge(probe, PLACES)
         expected = allowed(state.policies, connection, SERVICES)
         assert judged.passes is expected, (case.name, probe, judged)
+        assert stated.get((probe.source, probe.target, probe.protocol, probe.port), expected) is expected, probe
         asked += 1
-    stated = {(one.source, one.target, one.protocol, one.port): one.passes for one in state.stated}
-    for probe, connection in _connections(state):
-        one = (probe.source, probe.target, probe.protocol, probe.port)
-        if one in stated:
-            assert allowed(state.policies, connection, SERVICES) is stated[one], (case.name, probe)
     return asked
 
 
