@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 Layout = Literal["whole", "cgroup", "interface"]
 EVERYTHING_IS_TOLD: Final = Settings(log_rate=1_000_000, log_burst=1_000_000)
 """No limit that a test reaches: an event that is missing is a difference."""
-_PATIENCE_SECONDS: Final = 4.0
+_PATIENCE_SECONDS: Final = 30.0
 _UNANSWERED: Final = {("icmpv6", 139)}
 """What no kernel answers unless told to; that it arrives has to do."""
 _NO_SOCKET: Final = Decision(Verdict.DENY, None, "no socket can be found for it")
