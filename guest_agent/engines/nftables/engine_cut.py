@@ -3,6 +3,8 @@
 
 The kernel asks a flow's socket for its cgroup, so the socket is looked up here too. Of a flow whose socket cannot be
 told apart from others' (several processes share its port) all of them have to pass; one without any socket is nobody's.
+Where the kernel knows the cgroup and we cannot (sockets for echoes are not read; a cgroup that was removed has no place
+any more), it may be anybody's: what is not forbidden and goes all the same is asked about again.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from guest_agent.engines.nftables.conntrack import Flow, Sockets, Surroundings
 from guest_agent.engines.nftables.evaluation import Evaluation, Packet
 from guest_agent.engines.nftables.namespace import run_inside
 from guest_agent.engines.nftables.netlink import NETLINK_ROUTE, NETLINK_SOCK_DIAG, NetlinkSocket
+from guest_agent.engines.nftables.protocols import ICMP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from guest_agent.engines.nftables.ruleset import Hook, Ruleset
 
 _TCP: Final = 6
+_ICMP: Final = frozenset(ICMP.values())
 _IPV4_BYTES: Final = 4
 _FIRST_EPHEMERAL_PORT: Final = 1024
 _REMEMBERED: Final = 1 << 14
@@ -42,7 +46,9 @@ class _Cut:
 
     def __init__(self, ruleset: Ruleset) -> None:
         self._rules = Evaluation(ruleset)
-        self._by_cgroup = any("cgroupsv2" in one.fields for one in ruleset.sets.values())
+        dispatches = [one for one in ruleset.sets.values() if "cgroupsv2" in one.fields]
+        self._by_cgroup = bool(dispatches)
+        self._named = {key[0][0] for one in dispatches for key in one.elements}
         self._by_interface = any(chain.hook == "forward" for chain in ruleset.chains) or any(
             "ifname" in one.fields for one in ruleset.sets.values()
         )
@@ -122,6 +128,8 @@ class _Cut:
         found = self._sockets.owners(flow.protocol, *local, *peer)
         if hook == "output" and (asked := (flow.asked, flow.asked_port or 0)) != destination:
             found = found | self._sockets.owners(flow.protocol, *local, *asked)  # the peer that the socket knows
+        if found - self._tree.keys() or (hook == "output" and flow.protocol in _ICMP):
+            found = found | self._named
         return [self._tree[number] for number in sorted(found) if number in self._tree]
 
 

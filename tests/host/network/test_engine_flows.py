@@ -24,6 +24,7 @@ from .engine_pair import (
     SECOND,
     SHORT,
     THERE,
+    Inside,
     Pair,
     Place,
     cgroup,
@@ -38,6 +39,7 @@ from .engine_pair import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 ALLOW, BLOCK = Action.ALLOW, Action.BLOCK
 TRACKED = desired(rule(EGRESS, BLOCK, "192.0.2.1/32"), rule(INGRESS, BLOCK, "192.0.2.1/32"))
@@ -225,6 +227,58 @@ def test_a_translated_flow_is_judged_by_where_it_went(engine: NftablesEngine, pa
                 client.recv(10)
 
 
+_ECHO = """
+import socket, struct, sys
+made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
+made.settimeout(float(sys.argv[4]))
+while True:
+    made.sendto(struct.pack(">BBHHH", 8, 0, 0, 0, 1), (sys.argv[3], 0))
+    try:
+        print("answered" if made.recv(100)[0] == 0 else "told otherwise", flush=True)
+    except TimeoutError:
+        print("no answer", flush=True)
+    sys.stdin.readline()
+"""
+_REMOVES_ITS_CGROUP = """
+import os, socket, sys
+top = sys.argv[1]
+for name in "ab":
+    os.mkdir(f"{top}/{name}")
+    open(f"{top}/{name}/cgroup.procs", "w").write("0")
+    if name == "a":
+        made = socket.create_connection((sys.argv[3], int(sys.argv[4])), 20)
+os.rmdir(f"{top}/a")
+print("sent", flush=True)
+sys.stdin.readline()
+"""
+
+
+def _of_cgroup(path: Path, network: str) -> Desired:
+    """Give what is desired where a cgroup may not reach a network."""
+    return Desired((Endpoint(5, (RuleSet((rule(EGRESS, BLOCK, network),)),), Cgroup(path.stat().st_ino, 2)),), LOUD)
+
+
+def test_echoes_that_a_container_may_ask_for_no_more_end(engine: NftablesEngine, pair: Pair) -> None:
+    pair.here.run("sysctl", "-qw", "net.ipv4.ping_group_range=0 2147483647")
+    with cgroup("one") as one:
+        engine.apply(pair.here.namespace, _of_cgroup(one, "192.0.2.1/32"))
+        with Inside(pair.here, one, _ECHO, "", 4, THERE[4], LONG) as process:
+            assert process.said == "answered"
+            assert engine.apply(pair.here.namespace, _of_cgroup(one, f"{THERE[4]}/32")).flows_cut == 1
+        with Inside(pair.here, one, _ECHO, "", 4, THERE[4], SHORT) as process:
+            assert process.said != "answered"
+
+
+def test_a_socket_whose_cgroup_was_removed_is_cut(engine: NftablesEngine, pair: Pair) -> None:
+    with cgroup("one") as one, pair.there.socket(socket.SOCK_STREAM) as listener:
+        listener.bind((THERE[4], 80))
+        listener.listen()
+        engine.apply(pair.here.namespace, _of_cgroup(one, "192.0.2.1/32"))
+        with Inside(pair.here, one, _REMOVES_ITS_CGROUP, one, 4, THERE[4], 80) as process:
+            assert process.said == "sent"
+            assert engine.apply(pair.here.namespace, _of_cgroup(one, f"{THERE[4]}/32")).flows_cut == 1
+
+
 @pytest.mark.parametrize("address", [HERE[4], "127.0.0.1"])
 def test_what_is_sent_to_the_machine_itself_and_translated_is_no_loopback(
     engine: NftablesEngine, pair: Pair, address: str
@@ -256,15 +310,10 @@ def test_a_translated_flow_of_a_container_is_cut(engine: NftablesEngine, pair: P
     with cgroup("one") as one, pair.there.socket(socket.SOCK_STREAM) as listener:
         listener.bind((THERE[4], 80))
         listener.listen()
-
-        def of_one(network: str) -> Desired:
-            rules = RuleSet((rule(EGRESS, BLOCK, network),))
-            return Desired((Endpoint(5, (rules,), Cgroup(one.stat().st_ino, 2)),), LOUD)
-
-        engine.apply(pair.here.namespace, of_one("192.0.2.1/32"))
+        engine.apply(pair.here.namespace, _of_cgroup(one, "192.0.2.1/32"))
         with connect_inside(pair.here, one, "10.9.0.50", 8080) as process:
             assert process.said == "sent"
-            assert engine.apply(pair.here.namespace, of_one(f"{THERE[4]}/32")).flows_cut == 1
+            assert engine.apply(pair.here.namespace, _of_cgroup(one, f"{THERE[4]}/32")).flows_cut == 1
 
 
 def test_the_far_end_of_a_link_between_two_points_is_a_peer(engine: NftablesEngine, pair: Pair) -> None:
