@@ -125,17 +125,38 @@ _EDGE_PORTS = tuple(
 )
 
 
+def _near(match: PeerMatch | None) -> tuple[list[str], list[tuple[str, int | None]], list[str]]:
+    """Give addresses, protocols with ports, and interfaces at the edges of a match; of any match without one."""
+    if match is None or match.nothing:
+        match = PeerMatch()
+    members = [each for group in match.groups for each, _ in MEMBERS.get(group, ())]
+    addresses = [edge for each in (*match.cidrs, *match.exceptions, *members) for edge in _edges(each)]
+    kinds: list[tuple[str, int | None]] = [(peers.ICMP_OF[family], None) for family, _ in match.icmp]
+    for low, high, protocol in match.ports:
+        ported = protocols.number(protocol) in protocols.PORTED
+        edges = [edge for edge in (low - 1, low, high, high + 1) if 0 < edge < 65536] if ported else []
+        kinds += [(protocol, edge) for edge in (*edges, None)]
+    names = [name for each in match.interfaces for name in (each.removesuffix("*"), each.removesuffix("*") + "0")]
+    others = ("tcp", "udp", "sctp", "igmp", "icmp", "icmpv6", "esp")
+    return (
+        [each for each in addresses if each != "255.255.255.255"] or list(ADDRESSES),
+        kinds or [(each, port) for each in others for port in _EDGE_PORTS if each in others[:3]] + [("icmpv6", None)],
+        names or ["eth0", "eth1", "eth", "wlan0", "wlan", "lo", "abcdefghijklmno"],
+    )
+
+
 @st.composite
-def packets(draw: st.DrawFn, section: Section) -> tuple[Packet, Peer]:
-    """Draw the first packet of a flow, and the question about it."""
-    address = draw(st.sampled_from(ADDRESSES))
+def packets(draw: st.DrawFn, section: Section, rules_near: Iterable[Rule]) -> tuple[Packet, Peer]:
+    """Draw the first packet of a flow, near what one of some rules says, and the question about it."""
+    found = [each.match for each in rules_near if each.section is section and isinstance(each.match, PeerMatch)]
+    near, anywhere = _near(draw(st.sampled_from([None, *found, *found]))), _near(None)
+    address = draw(st.sampled_from((near if draw(st.integers(0, 4)) else anywhere)[0]))
+    protocol, port = draw(st.sampled_from((near if draw(st.integers(0, 4)) else anywhere)[1]))
+    interface = draw(st.sampled_from((near if draw(st.integers(0, 4)) else anywhere)[2]))
     version = ip_address(address).version
     ours = "10.99.99.99" if version == 4 else "fd99::99"
-    protocol = draw(st.sampled_from(("tcp", "tcp", "udp", "sctp", "igmp", "icmp", "icmpv6", "esp")))
     number = protocols.number(protocol)
-    port = draw(st.sampled_from(_EDGE_PORTS)) if number in protocols.PORTED and draw(st.integers(0, 9)) else None
     icmp_type = draw(st.sampled_from((0, 8, 128, 135))) if number == protocols.ICMP[version] else None
-    interface = draw(st.sampled_from(("eth0", "eth1", "eth", "wlan0", "wlan", "lo", "abcdefghijklmno")))
     source_port = draw(st.sampled_from((67, 68, 546, 547, 40000))) if port is not None else None
     incoming = section is Section.INGRESS
     packet = Packet(

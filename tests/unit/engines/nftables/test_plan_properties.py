@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -15,13 +16,13 @@ from guest_agent.engines.nftables.evaluation import Evaluation
 from guest_agent.engines.nftables.plan import plan
 from hauberk.policy import exemptions
 from hauberk.policy.rules import Action, PeerMatch, RuleSet, Section, Verdict
-from tests.unit.engines.nftables.policies import MEMBERS, decided, packets, rule_sets
+from tests.unit.engines.nftables.policies import MEMBERS, decided, packets, rule_sets, rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from guest_agent.engines.nftables.evaluation import Packet
-    from hauberk.policy.rules import Peer
+    from hauberk.policy.rules import Peer, Rule
 
 MANAGEMENT: Final = (
     exemptions.management(
@@ -73,7 +74,7 @@ sections = st.sampled_from((Section.INGRESS, Section.EGRESS))
 def test_the_machines_own_packets(rule_set: RuleSet, data: st.DataObject, beyond: bool, section: Section) -> None:  # noqa: FBT001 - drawn
     desired = Desired((Endpoint(0, (rule_set,), Whole()),), SETTINGS, MEMBERS)
     for _ in range(8):
-        check(desired, section, data.draw(packets(section)), beyond=beyond)
+        check(desired, section, data.draw(packets(section, rule_set.rules)), beyond=beyond)
 
 
 @settings(max_examples=60)
@@ -89,4 +90,26 @@ def test_all_of_several_rule_sets_must_let_pass(
     reporting = any(rule.quota and rule.action is Action.AUDIT for rule in (*first.rules, *second.rules))
     desired = Desired((Endpoint(7, (first, second), Whole()),), SETTINGS, MEMBERS)
     for _ in range(4):
-        check(desired, section, data.draw(packets(section)), beyond=beyond and not reporting)
+        check(
+            desired,
+            section,
+            data.draw(packets(section, (*first.rules, *second.rules))),
+            beyond=beyond and not reporting,
+        )
+
+
+@settings(max_examples=100)
+@given(st.lists(rules(quotas=False), min_size=2, max_size=10), st.data(), st.sampled_from(Action), sections)
+def test_rules_of_one_action_that_lie_within_each_other(
+    drawn: list[Rule], data: st.DataObject, action: Action, section: Section
+) -> None:
+    alike = tuple(replace(one, action=action, section=section) for one in drawn)
+    plain = tuple(
+        replace(one, match=replace(one.match, interfaces=(), groups=()))
+        for one in alike
+        if isinstance(one.match, PeerMatch)
+    )
+    rule_set = RuleSet(plain)
+    desired = Desired((Endpoint(0, (rule_set,), Whole()),), SETTINGS, MEMBERS)
+    for _ in range(12):
+        check(desired, section, data.draw(packets(section, plain)), beyond=False)

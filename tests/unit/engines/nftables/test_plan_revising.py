@@ -18,10 +18,11 @@ from guest_agent.engines.nftables.analysis import Analysis
 from guest_agent.engines.nftables.ruleset import Ruleset, difference
 from guest_agent.engines.nftables.steps import Sets
 from hauberk.policy.rules import Action, PeerMatch, Rule, RuleSet, Section, Verdict
-from tests.unit.engines.nftables.policies import rule
+from tests.unit.engines.nftables.policies import rule, rule_sets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from random import Random
 
     from guest_agent.engines.nftables.ranges import Range, Union
     from guest_agent.engines.nftables.steps import Part
@@ -131,6 +132,29 @@ def _built(table: boxes.Table) -> tuple[Sets, dict[Union, list[Range]]]:
     listed: dict[Union, list[Range]] = defaultdict(list)
     boxes.build(table, sets, "x", _FIELDS, listed)
     return sets, listed
+
+
+@pytest.mark.usefixtures("_small")
+@settings(max_examples=300)
+@given(_tables)
+def test_boxes_and_lists_hold_what_the_table_holds(table: boxes.Table) -> None:
+    sets, listed = _built(table)
+    held = [key for one in sets.known.values() for key in one.elements]
+    addresses = {
+        edge for first, bits in table for edge in (first - 1, first, first + (1 << bits) - 1, first + (1 << bits))
+    }
+    for address in addresses:
+        in_table = [found for (first, bits), found in table.items() if first <= address < first + (1 << bits)]
+        in_lists = [where for where, found in listed.items() if any(low <= address <= high for low, high in found)]
+        for port in {edge for low, high in _RANGES for edge in (low - 1, low, high, high + 1)}:
+            value = 6 << 16 | port
+            expected = any(low <= value <= high for found in in_table for low, high in found)
+            by_box = [
+                key for key in held if all(a <= b <= c for (a, c), b in zip(key, (address, 6, port), strict=True))
+            ]
+            by_list = any(low <= value <= high for where in in_lists for low, high in where)
+            assert (bool(by_box) or by_list) == expected
+            assert len(by_box) <= 1
 
 
 @pytest.mark.usefixtures("_small")
@@ -247,3 +271,22 @@ def test_which_lists_of_ports_have_sets_of_their_own_is_decided_anew(monkeypatch
     known = planned(lists(80))
     for count in (75, 68):
         assert planned(lists(count), known) == planned(lists(count))
+
+
+def test_step_by_step_networks_come_to_have_a_set_of_their_own_and_lose_it() -> None:
+    def listed(count: int) -> RuleSet:
+        own = (rule(Section.INGRESS, Action.BLOCK, cidrs=(cidr,), ports=((80, 80, "tcp"),)) for cidr in LISTED[:count])
+        return RuleSet((*RULES[:300], *own))
+
+    known = planned(listed(60))
+    for count in (62, 63, 65, 66, 64, 63, 61):
+        known = planned(listed(count), known)
+        assert known == planned(listed(count))
+
+
+@settings(max_examples=60)
+@given(rule_sets(8, quotas=False), st.randoms(use_true_random=False))
+def test_the_order_of_rules_decides_nothing(rule_set: RuleSet, random: Random) -> None:
+    turned = list(rule_set.rules)
+    random.shuffle(turned)
+    assert planned(replace(rule_set, rules=tuple(turned))) == planned(rule_set)
