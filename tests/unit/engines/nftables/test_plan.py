@@ -443,6 +443,12 @@ def test_no_address_is_in_many_boxes_of_one_set() -> None:
         rule(IN, Action.ALLOW, cidrs=(cidr,), ports=((5000 + n, 5000 + n, "udp"),))
         for n, cidr in enumerate(networks(99))
     ]
+    rules += [
+        rule(
+            IN, Action.ALLOW, cidrs=(f"10.0.0.0/{length}",), ports=tuple((p, p, "udp") for p in range(length, 900, 120))
+        )
+        for length in range(10, 32, 3)
+    ]
     ruleset = plan(of(*rules))
     for one in ruleset.sets.values():
         if len(one.fields) > 1:

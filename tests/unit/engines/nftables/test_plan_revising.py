@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
+from itertools import permutations
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +19,7 @@ from guest_agent.engines.nftables.analysis import Analysis
 from guest_agent.engines.nftables.ruleset import Ruleset, difference
 from guest_agent.engines.nftables.steps import Sets
 from hauberk.policy.rules import Action, PeerMatch, Rule, RuleSet, Section, Verdict
-from tests.unit.engines.nftables.policies import rule, rule_sets
+from tests.unit.engines.nftables.policies import GROUPS, rule, rule_sets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -290,3 +291,16 @@ def test_the_order_of_rules_decides_nothing(rule_set: RuleSet, random: Random) -
     turned = list(rule_set.rules)
     random.shuffle(turned)
     assert planned(replace(rule_set, rules=tuple(turned))) == planned(rule_set)
+
+
+def test_the_order_of_rules_that_hold_the_same_ports_decides_nothing() -> None:
+    rules = [
+        rule(Section.EGRESS, Action.ALLOW, groups=(group,), ports=((low, low + 9, "tcp"), (low, low, "udp")))
+        for group, low in zip(GROUPS[:3], (80, 85, 82), strict=True)
+    ]
+    known = dict.fromkeys(GROUPS[:3], (("10.0.0.1", None),))
+    first, *others = (
+        plan.plan(Desired((Endpoint(0, (RuleSet(tuple(found)),), Whole()),), groups=known))
+        for found in permutations(rules)
+    )
+    assert all(other == first for other in others)
