@@ -69,17 +69,42 @@ def probe(nft: Nft) -> Probe:
     except EngineError as error:
         return Probe(available=False, reason=str(error), details=details)
     compiler = Compiler(nft)
+    # All at once where all of it works, which it mostly does: a small machine takes a second for each run of nft.
+    all_work = not _refusal(lambda: compiler.compile(_everything()))
     for what, needs, structure in _NEEDED:
-        refusal = _refusal(functools.partial(compiler.compile, structure))
+        refusal = "" if all_work else _refusal(functools.partial(compiler.compile, structure))
         details[what] = refusal or "yes"
         if refusal:
             reason = f"the kernel has no {what} ({refusal}); it needs {needs}"
             return Probe(available=False, reason=reason, details=details)
-    details["rules by cgroup"] = _refusal(lambda: compiler.compile(_CGROUP_RULE)) or "yes"
-    details["log"] = _refusal(lambda: run_in_new(lambda: LogReader(0, LOG_GROUP).close())) or "yes"
-    details["entries of connection tracking"] = _refusal(lambda: run_in_new(_read_flows)) or "yes"
-    details["sockets"] = _refusal(lambda: run_in_new(_read_sockets)) or "yes"
+    details["rules by cgroup"] = "yes" if all_work else _refusal(lambda: compiler.compile(_CGROUP_RULE)) or "yes"
+    details |= _readings()
     return Probe(available=True, reason=f"nftables on Linux {details['kernel']} by {details['nft']}", details=details)
+
+
+def _everything() -> tuple[Command, ...]:
+    """Give every structure that is tried as one, what several have in common once."""
+    found: list[Command] = []
+    for command in (*(one for _, _, structure in _NEEDED for one in structure), *_CGROUP_RULE):
+        if command not in found:
+            found.append(command)
+    return tuple(found)
+
+
+def _readings() -> dict[str, str]:
+    """Tell of each thing that is read from the kernel whether it can be; all in one namespace."""
+    readings: dict[str, Callable[[], object]] = {
+        "log": lambda: LogReader(0, LOG_GROUP).close(),
+        "entries of connection tracking": _read_flows,
+        "sockets": _read_sockets,
+    }
+    found: dict[str, str] = {}
+
+    def read() -> None:
+        found.update({what: _refusal(attempt) or "yes" for what, attempt in readings.items()})
+
+    refusal = _refusal(lambda: run_in_new(read))
+    return found or dict.fromkeys(readings, refusal)
 
 
 def _refusal(attempt: Callable[[], object]) -> str:
