@@ -373,11 +373,16 @@ class Network:
             ]
             if not meant:
                 return
+            learned = self._memory.learned
+            known = {group: learned.members(told.namespace, group, now) for group in meant}
             for address, seconds in answer.addresses:
-                self._memory.learned.learn(told.namespace, answer.name, address, seconds, now)
-            self._memory.changed = True
+                learned.learn(told.namespace, answer.name, address, seconds, now)
             for group in meant:
-                members = self._memory.learned.members(told.namespace, group, now)
+                members = learned.members(told.namespace, group, now)
+                # Whoever asks a thousand times a second is told the same, and must not keep the agent from its work.
+                if members == known[group] and told.namespace not in self._problems:
+                    continue
+                self._memory.changed = True
                 self._attempt(told.namespace, self.engine.set_members, self._namespace(told.namespace), group, members)
 
     def _reset_quotas(self, now: int) -> None:

@@ -645,6 +645,27 @@ def test_peers_are_workloads_and_learned_names(
     assert not sends(third, 77, 443, to="198.51.100.7").passes
 
 
+def test_who_asks_again_and_again_is_not_worked_for(
+    fake: FakeMachine, agents: Start, configure: Configure, network: SimulatedNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(agent_module, "Network", lambda *parts, **named: Network(*parts, **named, clock=clock))
+    configuration = replace(configure(more=[NAMES]), resolvers=("192.0.2.53",))
+    changes: list[None] = []
+    engine = SimulatorNetworkEngine(network, faults={"set_members": lambda: changes.append(None)})
+    agent = agents(configuration, packets=engine)
+    assert announce(agent, fake.container(annotations=LABELS, network=77)).accepted
+    told = NameAnswer(0, 77, "192.0.2.53", answer("www.example.com", "198.51.100.7", 60))
+    for _ in range(100):
+        engine.emit(told)
+    until(lambda: not network.buffer and sends(agent, 77, 443, to="198.51.100.7").passes)
+    controller(agent).remember()
+    assert len(changes) == 1
+    clock.now += 1
+    engine.emit(told)
+    until(lambda: len(changes) == 2)  # it counts a second longer
+
+
 def test_what_is_remembered_may_be_damaged(fake: FakeMachine, start: Start, configure: Configure) -> None:
     configuration = configure(more=[egress()])
     configuration.state_directory.mkdir(parents=True)
