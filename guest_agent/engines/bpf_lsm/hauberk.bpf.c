@@ -2018,6 +2018,36 @@ static __always_inline int filtered(struct mark **mark, struct workload **worklo
 	return (*workload)->network_namespace != 0;
 }
 
+/* Whether a packet filter of ours holds somebody in the current task's network namespace. */
+struct neighbours {
+	__u32 network_namespace;
+	__u32 found;
+};
+
+static long look_for_neighbour(__u32 slot, void *data)
+{
+	struct neighbours *neighbours = data;
+	struct workload *workload = workload_at(slot);
+
+	if (!workload || !workload->id || workload->network_namespace != neighbours->network_namespace)
+		return 0;
+	neighbours->found = 1;
+	return 1;
+}
+
+static __always_inline int has_filtered_neighbour(void)
+{
+	struct neighbours neighbours = {};
+
+	neighbours.network_namespace = BPF_CORE_READ(self(), nsproxy, net_ns, ns.inum);
+	bpf_loop(MAX_WORKLOADS, look_for_neighbour, &neighbours, 0);
+	return neighbours.found;
+}
+
+/*
+ * A workload without network rules may have its rights over the network, but not over the filter that holds another one in the same namespace. That
+ * is looked for at each use: it is a rare one, and neighbours come and go.
+ */
 SEC("lsm/capable")
 int BPF_PROG(check_capable, const struct cred *cred, struct user_namespace *namespace, int capability, unsigned int options)
 {
@@ -2028,8 +2058,10 @@ int BPF_PROG(check_capable, const struct cred *cred, struct user_namespace *name
 	if (capability != NET_ADMIN && capability != NET_RAW)
 		return 0;
 	state = filtered(&mark, &workload);
-	if (state <= 0)
+	if (state < 0)
 		return state;
+	if (!mark || mark->kind != MARK_WORKLOAD || (!state && (capability == NET_RAW || !has_filtered_neighbour())))
+		return 0;
 	if (options & ONLY_ASKING)
 		return -EPERM; /* the answer decides how much is shown, not whether; the kernel's own audit is silent too */
 	return refuse(mark, EVENT_NETWORK, capability == NET_ADMIN ? DETAIL_NET_ADMIN : DETAIL_NET_RAW);

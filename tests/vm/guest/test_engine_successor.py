@@ -131,12 +131,19 @@ class Guest:
         self.askers.append(made)
         return made
 
-    def advance(self, rules: Sequence[tuple[Container, RuleSet]], *, network_namespace: int = 0) -> SuccessorRecord:
-        """Put rules in force for all containers, and a packet filter's confinement in one namespace."""
+    def advance(
+        self,
+        rules: Sequence[tuple[Container, RuleSet]],
+        free: Sequence[Container] = (),
+        *,
+        network_namespace: int = 0,
+    ) -> SuccessorRecord:
+        """Put rules in force for all containers, with a packet filter's confinement in one namespace but for some."""
         present = self.engine.successor()
         number = present.number + 1 if present else 1
         successor = SuccessorRecord(f"{number:064x}", number * 10, number)
-        self.engine.advance(successor, [described(container, new, network_namespace) for container, new in rules])
+        new = [described(container, one, network_namespace) for container, one in rules]
+        self.engine.advance(successor, [*new, *(container.workload for container in free)])
         return successor
 
     def remove(self, container: Container) -> None:
@@ -260,10 +267,10 @@ def handover(tmp_path: Path) -> Iterator[Path]:
         process.kill()
 
 
-def attempts(guest: Guest, container: Container) -> dict[str, int]:
-    """Try every way round a packet filter in the container; give the errnos."""
+def attempts(guest: Guest, container: Container, *names: str) -> dict[str, int]:
+    """Try every way round a packet filter in the container, or those named; give the errnos."""
     source = Path("tests/vm/containers/src/network.c").read_text("utf-8")
-    names = re.findall(r'^\t\{ "([^"]+)"', source, re.MULTILINE)
+    names = names or tuple(re.findall(r'^\t\{ "([^"]+)"', source, re.MULTILINE))
     inside = cgroup_path(int((container.bundle.directory / "pid").read_text("utf-8")))
     environment = (
         "OUTSIDE=/mnt/cgroup/outside", f"INSIDE=/mnt/cgroup{inside}", "NAMESPACE=/mnt/namespace",
@@ -290,12 +297,15 @@ def test_a_workload_with_network_rules_has_only_sockets_of_its_own(guest: Guest,
             oci.Volume(handover, "/mnt/handover"),
         ),
     )
-    container = guest.start(RuleSet(()), options)
+    container, neighbour = guest.start(RuleSet(()), options), guest.start(RuleSet(()), options)
     own = Path("/proc/self/ns/net").stat().st_ino
     free = attempts(guest, container)
     assert free == dict.fromkeys(free, 0)
     for number in (own, 0, own):  # in both epochs, and away again
-        guest.advance([(container, RuleSet(()))], network_namespace=number)
+        guest.advance([(container, RuleSet(()))], [neighbour], network_namespace=number)
+        # who has no network rules keeps his rights, but those over the filter that holds others in his namespace
+        tried = attempts(guest, neighbour, "link-up", "flush-ruleset", "raw", "packet", "own-user-namespace")
+        assert list(tried.values()) == [errno.EPERM if number else 0] * 2 + [0] * 3
         list(guest.engine.drain())
         expected = dict.fromkeys(free, errno.EPERM if number else 0) | dict.fromkeys(INNOCENT, 0)
         assert attempts(guest, container) == expected
