@@ -145,10 +145,10 @@ def alerts() -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def prepare(base: Path, *options: str) -> None:
+def prepare(base: Path, *options: str, policies: Mapping[str, str] = POLICIES) -> None:
     """Make keys, a signed bundle, the root file system, the hook and the faked runtime's executable.
 
-    ``options`` are more of ``bundle build``.
+    ``options`` are more of ``bundle build``; ``policies`` the files that the bundle is built of.
     """
     base.mkdir(parents=True)
     subprocess.run(["/bin/mount", "-t", "tmpfs", "-o", "size=512m,mode=755", "hauberk-test", str(base)], check=True)
@@ -158,7 +158,7 @@ def prepare(base: Path, *options: str) -> None:
     HOOK.chmod(0o755)
     shutil.copy("/bin/busybox", PARKED)
     (base / "policies").mkdir()
-    for name, text in POLICIES.items():
+    for name, text in policies.items():
         (base / "policies" / name).write_text(text)
     built = ("--name", "test", "--version", "1")
     assert hauberk("bundle", "keygen", "-o", base / "owner").returncode == 0

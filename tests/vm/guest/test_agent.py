@@ -125,7 +125,10 @@ def test_status_workloads_and_alerts_tell_what_is_so(guest: Guest, held: str) ->
     assert status["signed_by"] == "owner"
     assert sorted(status["policies"]) == ["listing", "secrets"]
     assert int(status["workloads"]) == 1
-    assert [(engine["name"], engine["available"]) for engine in status["engines"]] == [("bpf_lsm", True)]
+    assert [(engine["name"], engine["available"]) for engine in status["engines"]] == [
+        ("bpf_lsm", True),
+        ("nftables", True),
+    ]
     (workload,) = sealed.asked("workloads")
     pid = int((guest.runc.bundles[held].directory / "pid").read_text("utf-8"))
     assert workload["container_id"] == held

@@ -30,7 +30,9 @@ from tests.vm.containers.expectations import SETTINGS, Grant, Setting, Where, ke
 from tests.vm.containers.runtime import Runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from _pytest.mark import ParameterSet
 
     from guest_agent.engines.port import KernelEvent
 
@@ -55,7 +57,23 @@ TRIED = {
         setting for setting in SETTINGS if setting.grant is Grant.ENGINE and setting.where is Where.VOLUME
     ),
 }
-ENFORCED = [(kind, setting) for kind in (DENY_LIST, ALLOW_LIST) for setting in TRIED[kind]]
+# Every grant, user and place, and every attack where only enforcement refuses it; the other combinations are long.
+QUICK = {
+    Setting(Grant.ALL, 0, Where.VOLUME), Setting(Grant.ALL, 0, Where.UPPER), Setting(Grant.ENGINE, 0, Where.LOWER),
+    Setting(Grant.ENGINE, 1000, Where.VOLUME), Setting(Grant.RUNC, 1000, Where.VOLUME),
+}  # fmt: skip
+
+
+def marked(setting: Setting, *before: str, quick: bool) -> ParameterSet:
+    """Give a case; those that are not quick are for the long run."""
+    return pytest.param(*before, setting, marks=[] if quick else pytest.mark.long)
+
+
+ENFORCED = [
+    marked(setting, kind, quick=setting in QUICK or kind == ALLOW_LIST)
+    for kind in (DENY_LIST, ALLOW_LIST)
+    for setting in TRIED[kind]
+]
 
 # What a deny list of programs cannot tell: the same bytes under a name that no rule speaks of.
 OTHER_BYTES = {"exec-copy", "exec-deleted"}
@@ -127,10 +145,10 @@ def options(grant: Grant, volume: Path) -> oci.Options:
 class Lot:
     """The containers of one policy and one capability set: the attacked one, and a neighbour for each user."""
 
-    def __init__(self, place: Path, shared_root: Path, kind: str, grant: Grant) -> None:
-        """Make volume and root file system; the container comes with `run`."""
-        self.kind, self.grant = kind, grant
-        self.settings = [setting for setting in TRIED[kind] if setting.grant is grant]
+    def __init__(self, place: Path, shared_root: Path, kind: str, settings: Sequence[Setting]) -> None:
+        """Make volume and root file system; the container comes with `run`. The settings have one capability set."""
+        (grant,) = {setting.grant for setting in settings}
+        self.kind, self.grant, self.settings = kind, grant, settings
         self.name = f"{kind}-{grant.value}"
         self.directory = place / self.name
         self.volume = self.directory / "volume"
@@ -248,12 +266,26 @@ def runtime(shared_root: Path) -> Runtime:
     return Runtime(shared_root.parent / "state", "runc", limit=300)
 
 
-@pytest.fixture(scope="module")
-def unenforced(shared_root: Path, runtime: Runtime) -> Answers:
-    """All attacks in all settings before the engine is loaded."""
-    answers: Answers = {}
+def chosen(request: pytest.FixtureRequest, kind: str) -> Iterator[list[Setting]]:
+    """Give the settings that this run has tests for, those of one capability set together."""
+    wanted: set[tuple[str, Setting]] = set()
+    for item in request.session.items:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        setting = parameters.get("setting")
+        if isinstance(setting, Setting):
+            wanted.add((str(parameters.get("kind", UNENFORCED)), setting))
     for grant in Grant:
-        Lot(shared_root.parent, shared_root, UNENFORCED, grant).run(None, runtime, answers)
+        settings = [setting for setting in TRIED[kind] if setting.grant is grant and (kind, setting) in wanted]
+        if settings:
+            yield settings
+
+
+@pytest.fixture(scope="module")
+def unenforced(request: pytest.FixtureRequest, shared_root: Path, runtime: Runtime) -> Answers:
+    """All attacks in the settings before the engine is loaded."""
+    answers: Answers = {}
+    for settings in chosen(request, UNENFORCED):
+        Lot(shared_root.parent, shared_root, UNENFORCED, settings).run(None, runtime, answers)
     return answers
 
 
@@ -278,20 +310,30 @@ def drain(engine: BpfLsmEngine) -> Iterator[Drain]:
 
 
 @pytest.fixture(scope="module")
-def answers(shared_root: Path, runtime: Runtime, engine: BpfLsmEngine, drain: Drain) -> Answers:
-    """All attacks in all settings under both policies."""
+def answers(
+    request: pytest.FixtureRequest, shared_root: Path, runtime: Runtime, engine: BpfLsmEngine, drain: Drain
+) -> Answers:
+    """All attacks in the settings under both policies."""
     assert drain.is_alive()
     answers: Answers = {}
     for kind in (DENY_LIST, ALLOW_LIST):
-        for grant in sorted({setting.grant for setting in TRIED[kind]}, key=lambda grant: grant.value):
-            Lot(shared_root.parent, shared_root, kind, grant).run(engine, runtime, answers)
+        for settings in chosen(request, kind):
+            Lot(shared_root.parent, shared_root, kind, settings).run(engine, runtime, answers)
     return answers
 
 
 # One test for all attacks of a setting, naming each that went wrong: 2,700 tests would take a minute by themselves.
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_the_quick_settings_show_every_refusal() -> None:
+    assert set(SETTINGS) > QUICK
+    assert {setting.grant for setting in QUICK} == set(Grant)
+    assert {setting.where for setting in QUICK} == set(Where)
+    assert {setting.user for setting in QUICK} == {setting.user for setting in SETTINGS}
+    assert [name for name in ATTACKS if all(kernel_refusal(name, setting) for setting in QUICK)] == []
+
+
+@pytest.mark.parametrize("setting", [marked(setting, quick=setting in QUICK) for setting in SETTINGS], ids=str)
 def test_attacks_get_through_without_enforcement(unenforced: Answers, setting: Setting) -> None:
     """The premise: on this very kernel each gets through, or the kernel itself refuses it as listed."""
     found = unenforced[UNENFORCED, setting]
@@ -387,7 +429,7 @@ def test_only_the_privileged_source_reads_the_secret(everyday: Everyday, kind: s
 
 @pytest.mark.parametrize("attack", ["race-rename", "race-exchange", "race-symlink", "race-neighbours"])
 def test_a_long_race(everyday: Everyday, attack: str) -> None:
-    command = ["/opt/attacks/attacks", attack, "/vault/secrets/app/prod/key", "seconds=3"]
+    command = ["/opt/attacks/attacks", attack, "/vault/secrets/app/prod/key", "seconds=1.5"]
     done = everyday.runtime.execute(f"everyday-{DENY_LIST}", everyday.bundles[DENY_LIST], command)
     assert done.status == REFUSED, done
 

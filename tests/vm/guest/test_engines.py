@@ -91,13 +91,18 @@ def assert_held(guest: Guest, engine: str, runtime: str) -> None:
     assert inside(guest, engine, runtime, *ATTACK).check().output.split() == HELD
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+# Each engine and each runtime; every pair of them is for the long run.
+UNDER_PODMAN = [pytest.param("runc", marks=pytest.mark.long), "crun"]
+UNDER_CONTAINERD = ["runc", pytest.param("crun", marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("runtime", UNDER_PODMAN)
 def test_under_podman_the_first_program_is_held(guest: Guest, runtime: str) -> None:
     done = guest.podman(runtime).run(APPLICATION, *ATTACK, label="secrets", options=["--rm"])
     assert done.check().output.split() == HELD
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("runtime", UNDER_CONTAINERD)
 def test_under_containerd_the_first_program_is_held(guest: Guest, runtime: str) -> None:
     cri, pod = guest.containerd.cri, guest.pods[runtime]
     container = cri.run(pod, "attack", APPLICATION, ATTACK)
@@ -107,7 +112,14 @@ def test_under_containerd_the_first_program_is_held(guest: Guest, runtime: str) 
 
 
 @pytest.mark.parametrize(
-    ("engine", "runtime"), [("podman", "runc"), ("podman", "crun"), ("cri", "runc"), ("cri", "crun"), ("ctr", "runc")]
+    ("engine", "runtime"),
+    [
+        ("podman", "runc"),
+        pytest.param("podman", "crun", marks=pytest.mark.long),
+        pytest.param("cri", "runc", marks=pytest.mark.long),
+        ("cri", "crun"),
+        ("ctr", "runc"),
+    ],
 )
 def test_what_is_run_inside_later_is_held(guest: Guest, engine: str, runtime: str) -> None:
     assert_held(guest, engine, runtime)

@@ -331,7 +331,7 @@ def guest() -> Iterator[Guest]:
     looping = oci.write(
         PLACE / "looping", PLACE / "rootfs",
         oci.Options(
-            arguments=("/opt/attacks/attacks", "open-loop", "/srv/secrets/app/prod/key", "seconds=15", "limit=60")
+            arguments=("/opt/attacks/attacks", "open-loop", "/srv/secrets/app/prod/key", "seconds=8", "limit=60")
         ),
     )  # fmt: skip
     runtime.create("looping", looping).check()

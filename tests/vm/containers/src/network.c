@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Ways round a packet filter that knows a workload by the cgroup and the network namespace of its sockets, and what must go on working beside them.
 //
-//   network ATTEMPT...        prints "ATTEMPT ERRNO" for each, 0 where it got what it wanted; each runs in a process of its own
+//   network ATTEMPT...                              prints "ATTEMPT ERRNO" for each, 0 where it got what it wanted; each in a process of its own
+//   network -r tcp|udp|sctp ADDRESS PORT SECONDS    prints "0" when there was an answer, else an errno (ETIMEDOUT where nothing came)
+//   network -s PORT                                 answers everybody over TCP, both families, until it is ended
+//   network -k ADDRESS PORT                         holds a TCP connection; for each line read, prints what -r would after one more byte over it
 //
 // Settings come from the environment: OUTSIDE, a cgroup directory that is not the workload's; NAMESPACE, another network namespace's file;
 // HANDOVER, a Unix socket whose other end sends one descriptor. Status 2: an attempt could not be made (a step of preparation failed).
@@ -19,6 +22,7 @@
 #include <linux/rtnetlink.h>
 #include <linux/sched.h>
 #include <net/if.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
@@ -348,8 +352,104 @@ static int run(const char *name)
 	return BROKEN;
 }
 
+// --- packets -----------------------------------------------------------------------------------------------------------------------------------
+
+static socklen_t address_of(const char *text, const char *port, struct sockaddr_storage *address)
+{
+	struct sockaddr_in *four = (struct sockaddr_in *)address;
+	struct sockaddr_in6 *six = (struct sockaddr_in6 *)address;
+	memset(address, 0, sizeof *address);
+	if (inet_pton(AF_INET, text, &four->sin_addr) == 1) {
+		four->sin_family = AF_INET;
+		four->sin_port = htons((uint16_t)atoi(port));
+		return sizeof *four;
+	}
+	prepared("address", inet_pton(AF_INET6, text, &six->sin6_addr) == 1 ? 0 : -1);
+	six->sin6_family = AF_INET6;
+	six->sin6_port = htons((uint16_t)atoi(port));
+	return sizeof *six;
+}
+
+static int waited(int descriptor, short what, double seconds)
+{
+	struct pollfd wanted = { .fd = descriptor, .events = what };
+	int error = 0;
+	socklen_t size = sizeof error;
+	if (prepared("poll", poll(&wanted, 1, (int)(seconds * 1000))) == 0)
+		return ETIMEDOUT;
+	return getsockopt(descriptor, SOL_SOCKET, SO_ERROR, &error, &size) < 0 ? errno : error;
+}
+
+static int exchanged(int descriptor, double seconds)
+{
+	char byte = '.';
+	if (send(descriptor, &byte, 1, MSG_NOSIGNAL) < 0)
+		return errno;
+	int error = waited(descriptor, POLLIN, seconds);
+	if (error != 0)
+		return error;
+	long length = recv(descriptor, &byte, 1, 0);
+	return length < 0 ? errno : length == 0 ? ECONNRESET : 0;
+}
+
+static int connected(const char *protocol, const char *address, const char *port, double seconds, int *error)
+{
+	struct sockaddr_storage place;
+	socklen_t size = address_of(address, port, &place);
+	int type = strcmp(protocol, "udp") == 0 ? SOCK_DGRAM : SOCK_STREAM;
+	int descriptor = (int)prepared("socket", socket(place.ss_family, type | SOCK_NONBLOCK, strcmp(protocol, "sctp") == 0 ? IPPROTO_SCTP : 0));
+	*error = connect(descriptor, (struct sockaddr *)&place, size) < 0 ? errno : 0;
+	if (*error == EINPROGRESS)
+		*error = waited(descriptor, POLLOUT, seconds);
+	return descriptor;
+}
+
+static int reach(char **arguments)
+{
+	double seconds = atof(arguments[3]);
+	int error, descriptor = connected(arguments[0], arguments[1], arguments[2], seconds, &error);
+	printf("%d\n", error != 0 ? error : exchanged(descriptor, seconds));
+	return 0;
+}
+
+static int hold(char **arguments)
+{
+	char line[64];
+	int error, descriptor = connected("tcp", arguments[0], arguments[1], 60, &error);
+	for (printf("%d\n", error), fflush(stdout); fgets(line, sizeof line, stdin) != NULL; fflush(stdout))
+		printf("%d\n", exchanged(descriptor, atof(line)));
+	return 0;
+}
+
+static int serve(const char *port)
+{
+	struct sockaddr_storage place;
+	socklen_t size = address_of("::", port, &place);
+	int descriptor = (int)prepared("socket", socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0)), yes = 1;
+	prepared("reuse", setsockopt(descriptor, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes));
+	prepared("bind", bind(descriptor, (struct sockaddr *)&place, size));
+	prepared("listen", listen(descriptor, 16));
+	signal(SIGCHLD, SIG_IGN);
+	for (;;) {
+		char byte;
+		int other = accept(descriptor, NULL, NULL);
+		if (other >= 0 && fork() == 0) {
+			while (read(other, &byte, 1) == 1 && send(other, &byte, 1, MSG_NOSIGNAL) == 1)
+				;
+			_exit(0);
+		}
+		close(other);
+	}
+}
+
 int main(int count, char **arguments)
 {
+	if (count == 6 && strcmp(arguments[1], "-r") == 0)
+		return reach(arguments + 2);
+	if (count == 4 && strcmp(arguments[1], "-k") == 0)
+		return hold(arguments + 2);
+	if (count == 3 && strcmp(arguments[1], "-s") == 0)
+		return serve(arguments[2]);
 	int worst = count < 2 ? 2 : 0;
 	for (int i = 1; i < count; i++) {
 		int result = run(arguments[i]);
