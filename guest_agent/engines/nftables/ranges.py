@@ -79,8 +79,15 @@ def subtract(union: Union, without: Union) -> Union:
     return tuple(left)
 
 
-def blocks(first: int, last: int) -> Iterator[tuple[int, int]]:
+def blocks(first: int, last: int) -> Iterable[tuple[int, int]]:
     """Give the aligned blocks that a range consists of, as first number and number of free bits, in order."""
+    size = last - first + 1
+    if not (size & (size - 1) or first & (size - 1)):  # the usual case: a network as it was written
+        return ((first, size.bit_length() - 1),)
+    return _blocks(first, last)
+
+
+def _blocks(first: int, last: int) -> Iterator[tuple[int, int]]:
     while first <= last:
         bits = (last - first + 1).bit_length() - 1
         if first:
