@@ -2,7 +2,7 @@
 // Ways round a packet filter that knows a workload by the cgroup and the network namespace of its sockets, and what must go on working beside them.
 //
 //   network ATTEMPT...                              prints "ATTEMPT ERRNO" for each, 0 where it got what it wanted; each in a process of its own
-//   network -r tcp|udp|sctp ADDRESS PORT SECONDS    prints "0" when there was an answer, else an errno (ETIMEDOUT where nothing came)
+//   network -r (tcp|udp|sctp ADDRESS PORT SECONDS)...   for each prints "0" when there was an answer, else an errno (ETIMEDOUT where nothing came)
 //   network -s PORT                                 answers everybody over TCP, both families, until it is ended
 //   network -k ADDRESS PORT                         holds a TCP connection; for each line read, prints what -r would after one more byte over it
 //
@@ -404,12 +404,15 @@ static int connected(const char *protocol, const char *address, const char *port
 	return descriptor;
 }
 
-static int reach(char **arguments)
+static int reach(int count, char **arguments)
 {
-	double seconds = atof(arguments[3]);
-	int error, descriptor = connected(arguments[0], arguments[1], arguments[2], seconds, &error);
-	printf("%d\n", error != 0 ? error : exchanged(descriptor, seconds));
-	return 0;
+	for (; count >= 4; count -= 4, arguments += 4) {
+		double seconds = atof(arguments[3]);
+		int error, descriptor = connected(arguments[0], arguments[1], arguments[2], seconds, &error);
+		printf("%d\n", error != 0 ? error : exchanged(descriptor, seconds));
+		close(descriptor);
+	}
+	return count == 0 ? 0 : 2;
 }
 
 static int hold(char **arguments)
@@ -444,8 +447,8 @@ static int serve(const char *port)
 
 int main(int count, char **arguments)
 {
-	if (count == 6 && strcmp(arguments[1], "-r") == 0)
-		return reach(arguments + 2);
+	if (count > 2 && strcmp(arguments[1], "-r") == 0)
+		return reach(count - 2, arguments + 2);
 	if (count == 4 && strcmp(arguments[1], "-k") == 0)
 		return hold(arguments + 2);
 	if (count == 3 && strcmp(arguments[1], "-s") == 0)
