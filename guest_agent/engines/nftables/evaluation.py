@@ -187,12 +187,24 @@ def _value(expression: Expression, packet: Packet) -> int | str | None:
             return ranges.interface(name)[0] if name else None
         case ("&", [{"ct": {"key": key}}, _]) | ("ct", {"key": key}):
             return _tracked(key, packet)
-        case "socket", {"level": level}:
-            return packet.cgroups[level - 1] if len(packet.cgroups) >= level else None
+        case "fib" | "socket", _:
+            return _destination(packet.destination) if kind == "fib" else _cgroup(body["level"], packet)
         case "payload", {"protocol": protocol, "field": name}:
             return _field(protocol, name, packet, family)
     message = f"no idea of {expression}"
     raise NotImplementedError(message)
+
+
+def _cgroup(level: int, packet: Packet) -> int | None:
+    return packet.cgroups[level - 1] if len(packet.cgroups) >= level else None
+
+
+def _destination(text: str) -> str:
+    """Give what kind of destination an address is, without a routing table: networks' own broadcasts are not known."""
+    family, number = peers.address(text)
+    if text == "255.255.255.255":
+        return "broadcast"
+    return "multicast" if number >> (28 if family == 4 else 120) == (0xE if family == 4 else 0xFF) else "unicast"  # noqa: PLR2004 - RFC 5771, 4291
 
 
 def _tracked(key: str, packet: Packet) -> int | str:

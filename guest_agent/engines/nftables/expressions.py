@@ -59,8 +59,19 @@ def within(left: Expression, network: str, length: int) -> Expression:
 
 
 ESTABLISHED: Final = state("established", "related")
+JUDGED: Final = state("established")
+RELATED: Final = state("related")
 INVALID: Final = state("invalid")
 REPLY: Final = equals({"ct": {"key": "direction"}}, "reply")
+MANY: Final = ("broadcast", "multicast")
+"""Kinds of destinations whose packets go to several sockets; the packet filter finds one of them."""
+
+
+def destination_is(kind: str) -> Expression:
+    """Give a match with what the routing table says of the destination."""
+    return equals({"fib": {"result": "type", "flags": ["daddr"]}}, kind)
+
+
 TRANSLATED: Final = 1 << 5
 """The bit of conntrack's status that says that the destination is another than was asked for (IPS_DST_NAT)."""
 UNTRANSLATED: Final = equals({"&": [{"ct": {"key": "status"}}, TRANSLATED]}, 0)

@@ -214,16 +214,32 @@ class _Planner:
         for hook in place.hooks:
             chain = writer.chain(f"{place.token}.{hook}", hook)
             if not counting:  # the fast way: most packets end here
-                writer.rule(chain, ESTABLISHED, expressions.statement(ACCEPT))
+                self._pass_judged(place, chain, ACCEPT)
             if place.loopback and hook != "forward":
                 self._pass_loopback(chain, place.loopback)
             if counting:
-                writer.rule(chain, ESTABLISHED, expressions.statement(("goto", f"{place.token}.e")))
+                self._pass_judged(place, chain, ("goto", f"{place.token}.e"))
             self._lead(place, chain, place.token, {key: ("goto", judge.chain) for key, judge in judges.items()})
         if counting:
             chain = writer.chain(f"{place.token}.e")
             self._lead(place, chain, chain, {key: ("jump", one) for key, one in counting.items()})
             writer.verdict(chain, ACCEPT)
+
+    def _pass_judged(self, place: _Place, chain: str, verdict: Outcome) -> None:
+        """Send what belongs to a flow that was let pass another way than what begins one.
+
+        Where sockets of several workloads share a namespace, only a connection of TCP stays with the socket that was
+        judged: a port of UDP that one workload leaves, another can take, with the flows that are remembered of it. So
+        there each packet is judged that does not answer one.
+        """
+        writer = self._writer
+        if place.key != "socket":
+            writer.rule(chain, ESTABLISHED, expressions.statement(verdict))
+            return
+        tcp = expressions.equals(expressions.meta("l4proto"), protocols.number("tcp"))
+        for guard in (tcp, expressions.REPLY):
+            writer.rule(chain, guard, expressions.JUDGED, expressions.statement(verdict))
+        writer.rule(chain, expressions.RELATED, expressions.statement(verdict))
 
     def _pass_loopback(self, chain: str, key: str) -> None:
         """Let pass what stays within the namespace.
@@ -258,18 +274,29 @@ class _Planner:
         self._writer.rule(chain, {"vmap": {"key": key, "data": f"@{map_name}"}})
 
     def _unattributed(self) -> None:
-        """Refuse transports whose socket cannot be found: it may be one whose cgroup restricts what comes in."""
+        """Refuse what no socket, or only one of several, can be found for: another's cgroup may restrict what comes in.
+
+        Those are some transports, and what UDP sends to many, which every socket of the port gets.
+        """
         writer = self._writer
         if not writer.settings.drop_unknown_transport:
             return
         chain = writer.chain("unattributed.input", "input")
         keys: dict[Key, Outcome | None] = {((one, one),): None for one in protocols.SOCKETS_NOT_FOUND}
         writer.put(Set("unattributed", ("inet_proto",), elements=keys))
-        writer.rule(chain, ESTABLISHED, expressions.statement(ACCEPT))
+        told = expressions.statement(writer.told(LogMark(HOST_ENDPOINT, Section.INGRESS, "deny", "unattributed")))
+        udp = expressions.equals(expressions.meta("l4proto"), protocols.number("udp"))
         self._pass_loopback(chain, INTERFACE[Section.INGRESS])
-        told = writer.told(LogMark(HOST_ENDPOINT, Section.INGRESS, "deny", "unattributed"))
-        found = expressions.equals(expressions.meta("l4proto"), "@unattributed")
-        writer.rule(chain, found, expressions.statement(told))
+        for one in exemptions.CONFIGURATION:  # what a server of DHCP answers to everybody
+            if one.direction is Section.INGRESS:
+                ((port, _, _),) = one.match.ports
+                sent = expressions.equals(_SOURCE_PORT, one.source_port)
+                asked = expressions.equals(expressions.payload("th", "dport"), port)
+                writer.rule(chain, udp, sent, asked, expressions.statement(ACCEPT))
+        for kind in expressions.MANY:
+            writer.rule(chain, udp, expressions.destination_is(kind), told)
+        writer.rule(chain, ESTABLISHED, expressions.statement(ACCEPT))
+        writer.rule(chain, expressions.equals(expressions.meta("l4proto"), "@unattributed"), told)
 
     def _answers(self, endpoints: Iterable[Endpoint]) -> None:
         """Copy resolvers' answers to the agent, since rules name peers."""

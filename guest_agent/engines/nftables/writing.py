@@ -81,6 +81,8 @@ class Writer:
         chain = f"t{mark.endpoint:x}{mark.letters()}"
         if chain not in self.chains:
             self.chain(chain)
+            if mark.verdict == "audit" and mark.reason != "quota":  # of a flow, the first packet is told
+                self.rule(chain, expressions.JUDGED, expressions.statement(ACCEPT))
             self.rule(chain, *self.telling(mark))
             self.verdict(chain, DROP if mark.verdict == "deny" else ACCEPT)
         return ("goto", chain)

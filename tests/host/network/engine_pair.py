@@ -354,8 +354,12 @@ class Inside:
         self._process = subprocess.Popen(
             ["sh", "-c", script, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        self.said = self.line()
+
+    def line(self) -> str:
+        """Wait for what it says next."""
         assert self._process.stdout is not None
-        self.said = self._process.stdout.readline().strip()
+        return self._process.stdout.readline().strip()
 
     def __enter__(self) -> Self:
         """Use it."""

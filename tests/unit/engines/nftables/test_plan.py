@@ -164,6 +164,40 @@ def test_transports_without_a_socket_to_find_are_refused_where_a_cgroup_restrict
     assert passes(plan(outward), "input", sctp)
 
 
+def test_what_udp_sends_to_many_reaches_nobody_where_a_cgroup_restricts_what_comes_in() -> None:
+    ruleset = plan(of(rule(IN, Action.BLOCK, cidrs=("192.0.2.0/24",)), endpoint=5, attachment=Cgroup(7, 1)))
+    to_many = replace(incoming("10.0.0.1", 5353, protocol=17), destination="224.0.0.251", source_port=5353)
+    for packet in (to_many, replace(to_many, state="established"), replace(to_many, destination="255.255.255.255")):
+        outcome = Evaluation(ruleset).packet("input", packet)
+        assert not outcome.passes
+        assert outcome.told == [LogMark(0, IN, "deny", "unattributed")]
+    assert passes(ruleset, "input", replace(to_many, interface_in="lo"))
+    assert passes(ruleset, "input", replace(to_many, protocol=2))
+    assert passes(ruleset, "input", replace(to_many, destination="10.0.0.2"))
+    offer = replace(to_many, destination="255.255.255.255", source_port=67, destination_port=68)
+    assert passes(ruleset, "input", offer)
+    assert not passes(ruleset, "input", replace(offer, source_port=68))
+
+
+@pytest.mark.parametrize("direction", [IN, OUT])
+def test_where_namespaces_are_shared_only_connections_and_answers_stay_with_who_was_judged(direction: Section) -> None:
+    ruleset = plan(of(rule(direction, Action.BLOCK), endpoint=5, attachment=Cgroup(7, 1)))
+    hook = "input" if direction is IN else "output"
+    packet = (incoming if direction is IN else outgoing)("10.0.0.1", 80, protocol=17, cgroups=(7,), state="established")
+    assert not passes(ruleset, hook, packet)
+    assert passes(ruleset, hook, replace(packet, reply=True))
+    assert passes(ruleset, hook, replace(packet, protocol=6))
+    assert passes(ruleset, hook, replace(packet, state="related"))
+    assert not passes(ruleset, hook, replace(packet, protocol=6, state="new"))
+
+
+def test_of_a_flow_that_is_judged_again_only_the_first_packet_is_audited() -> None:
+    ruleset = plan(of(rule(OUT, Action.AUDIT), endpoint=5, attachment=Cgroup(7, 1)))
+    packet = outgoing("10.0.0.1", 80, protocol=17, cgroups=(7,))
+    assert Evaluation(ruleset).packet("output", packet).told == [LogMark(5, OUT, "audit", "rule")]
+    assert Evaluation(ruleset).packet("output", replace(packet, state="established")).told == []
+
+
 def test_what_is_known_of_an_endpoint_in_two_ways_can_differ() -> None:
     inside = RuleSet((rule(OUT, Action.BLOCK, cidrs=("10.0.0.0/8",), ports=((80, 80, "tcp"),)),))
     outside = RuleSet((rule(OUT, Action.BLOCK, cidrs=("11.0.0.0/8",), ports=((80, 80, "tcp"),)),))
