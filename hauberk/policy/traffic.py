@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from fractions import Fraction
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from hauberk.errors import HauberkError
 from hauberk.policy.vocabulary import ICMP_TYPES, SERVICES
@@ -40,6 +40,9 @@ _NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-
 _NAME_PATTERN = re.compile(r"\*|(\*\*\.)?[a-z0-9_*-]{1,63}(\.[a-z0-9_*-]{1,63})*")
 
 
+_MAPPED: Final = ipaddress.ip_network("::ffff:0:0/96")  # RFC 4291, 2.5.5.2
+
+
 class TrafficError(HauberkError):
     """A text is not what a network policy takes at its place. ``expected`` and ``advice`` are parts of a message."""
 
@@ -54,7 +57,8 @@ def network(text: str) -> Network:
     """Give the network of a ``cidr``.
 
     An address without a prefix length stands for itself alone; bits behind the prefix are cleared, as the kernel
-    compares: ``10.1.2.3/8`` is ``10.0.0.0/8``. :func:`has_host_bits` tells that there were some. Raises
+    compares: ``10.1.2.3/8`` is ``10.0.0.0/8``. :func:`has_host_bits` tells that there were some. IPv4 in the form of
+    IPv6 is refused, since no packet has such an address: a Block rule would match nothing. Raises
     :class:`TrafficError`.
     """
     address, slash, length = text.partition("/")
@@ -62,9 +66,12 @@ def network(text: str) -> Network:
     if "%" in text or (slash and not decimal):
         _refuse_network()
     try:
-        return ipaddress.ip_network(f"{address}/{int(length)}" if slash else address, strict=False)
+        found = ipaddress.ip_network(f"{address}/{int(length)}" if slash else address, strict=False)
     except ValueError:
         _refuse_network()
+    if holds(_MAPPED, found):
+        _refuse("a network of IPv4 written as one, since no packet has such an address", "Write it as 10.0.0.0/8")
+    return found
 
 
 def _refuse(expected: str, advice: str) -> NoReturn:
