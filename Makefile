@@ -35,7 +35,7 @@ PROTO_SOURCES := $(shell find proto -name '*.proto' 2>/dev/null)
 
 include $(wildcard tests/vm/containers/build.mk)
 
-.PHONY: help setup system environment build vm nft-release demo test test-long test-unit test-host test-vm lint bench-hook bench-lsm bench-network bench-policy fuzz clean
+.PHONY: help setup system environment build vm nft-release demo test test-long test-unit test-host test-vm test-unit-then-vm lint bench-hook bench-lsm bench-network bench-policy fuzz clean
 .DEFAULT_GOAL := help
 
 help:
@@ -107,11 +107,14 @@ test-host: environment build nft-release
 test-vm: environment build vm
 	@$(PYTEST) tests/vm -m 'not long'
 
-# Each lane ends the run if it fails; a lane without a test, or with a skipped one, fails (tests/conftest.py).
-# The unit and host lanes take one processor each; every guest of the vm lane takes one for itself.
-test: setup lint
-	@$(MAKE) --jobs=2 --output-sync=target SIDE_BY_SIDE=yes test-unit test-host
+test-unit-then-vm:
+	@$(MAKE) test-unit
 	$(MAKE) test-vm
+
+# Each lane ends the run if it fails; a lane without a test, or with a skipped one, fails (tests/conftest.py).
+# The unit lane takes a processor, and every guest of the vm lane one; the host lane mostly waits, so it goes beside both.
+test: setup lint
+	@$(MAKE) --jobs=2 --output-sync=target SIDE_BY_SIDE=yes test-host test-unit-then-vm
 	echo 'test: lint, unit, host and vm lanes passed'
 
 test-long: test

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The truth table on this kernel: a few cases in each layout, more where time allows.
+"""The truth table on this kernel: a few cases of containers that share a namespace, as in a guest of Kata.
 
-The host lane has all of them, on the kernel of the machine at hand.
+With time, more of them, in each layout. The host lane has all of them, on the kernel of the machine at hand.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = 60
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_some_cases_hold(layout: Layout) -> None:
-    _run(layout, 2)
+def test_some_cases_hold() -> None:
+    _run("cgroup", 2)
 
 
 @pytest.mark.long
