@@ -11,6 +11,7 @@ from guest_agent.engines.network_port import LOG_GROUP, EngineError, Probe
 from guest_agent.engines.nftables import conntrack
 from guest_agent.engines.nftables import netlink_table as kernel
 from guest_agent.engines.nftables.engine_compile import Compiler
+from guest_agent.engines.nftables.expressions import destination_is
 from guest_agent.engines.nftables.namespace import run_in_new
 from guest_agent.engines.nftables.netlink import NETLINK_SOCK_DIAG, NetlinkSocket
 from guest_agent.engines.nftables.nflog import LogReader
@@ -55,6 +56,7 @@ _CGROUP_RULE: Final = (
     _CHAIN,
     _CGROUPS,
     _rule({"vmap": {"key": {"socket": {"key": "cgroupv2", "level": 1}}, "data": "@m"}}),
+    _rule(destination_is("multicast"), {"drop": None}),
 )
 
 
