@@ -18,7 +18,6 @@ they decide what is enforced. The reader here only undoes what the writer here d
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import json
 import os
@@ -27,6 +26,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from hauberk import __version__
+from hauberk.collecting import suspended_collection
 from hauberk.errors import Problem
 from hauberk.policy.collection import Collection, NormalPolicy
 from hauberk.policy.rules import (
@@ -104,16 +104,11 @@ class Cache:
         digest, payload = data[:_DIGEST_LENGTH], data[_DIGEST_LENGTH:]
         if digest != _digest(path, payload):
             return None
-        # nothing of this is garbage: looking for some would cost a quarter of the time
-        collecting = gc.isenabled()
-        gc.disable()
         try:
-            return _decode(json.loads(payload))
+            with suspended_collection():  # looking for garbage would cost a quarter of the time
+                return _decode(json.loads(payload))
         except (ValueError, TypeError, KeyError):
             return None
-        finally:
-            if collecting:
-                gc.enable()
 
     def keep(self, files: Iterable[tuple[str, bytes]], collection: Collection) -> None:
         """Keep what these files hold. Does nothing where that is not possible."""

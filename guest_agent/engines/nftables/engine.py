@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import select
 import threading
@@ -39,6 +38,7 @@ from guest_agent.engines.nftables.netlink_watch import Watch
 from guest_agent.engines.nftables.nflog import RECEIVE_BUFFER_BYTES, LogReader
 from guest_agent.engines.nftables.nft import Nft
 from guest_agent.engines.nftables.plan import PlanError, difference, plan
+from hauberk.collecting import suspended_collection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -117,7 +117,7 @@ class NftablesEngine:
 
     def apply(self, namespace: Namespace, desired: Desired) -> Applied:
         """Put in force what is desired of a namespace; see the port."""
-        with self._using(namespace) as held, _uncollected():
+        with self._using(namespace) as held, suspended_collection():
             now = time.monotonic()
             times = dict.fromkeys(desired.groups, now)
             self._listen(held, desired)
@@ -132,7 +132,7 @@ class NftablesEngine:
 
     def set_members(self, namespace: Namespace, group: PeerGroup, members: GroupMembers) -> None:
         """Make these the members of a group; see the port."""
-        with self._using(namespace) as held, _uncollected():
+        with self._using(namespace) as held, suspended_collection():
             before = held.in_force
             if before is None:
                 message = (
@@ -495,18 +495,6 @@ class NftablesEngine:
         held.uncut = False
         self._counts["flows_cut"] += cut
         return cut
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Keep the garbage collector from going through tens of thousands of new objects again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _open(namespace: Namespace) -> _Held:

@@ -21,7 +21,6 @@ a rule that names one.
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -34,6 +33,7 @@ from guest_agent.engines.nftables.revising import revise
 from guest_agent.engines.nftables.ruleset import ANSWER_PREFIX, LogMark, Ruleset, Set, difference
 from guest_agent.engines.nftables.steps import PlanError, Sets, short
 from guest_agent.engines.nftables.writing import Writer
+from hauberk.collecting import suspended_collection
 from hauberk.policy import exemptions
 from hauberk.policy.rules import Section, Verdict
 
@@ -73,13 +73,8 @@ def plan(desired: Desired, previous: Ruleset | None = None) -> Ruleset:
     ``previous`` only saves time: what it found out about rule sets that are still desired is taken over. The result
     does not depend on it. Raises PlanError, whose message names the rule or the limit.
     """
-    collecting = gc.isenabled()
-    gc.disable()  # planning makes no cycles, but a hundred thousand keys, for each few of which all would be visited
-    try:
+    with suspended_collection():  # planning makes no cycles, but a hundred thousand keys
         return _Planner(desired, previous or Ruleset()).ruleset()
-    finally:
-        if collecting:
-            gc.enable()
 
 
 @dataclass(frozen=True, slots=True)
